@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// embedding: x[i] = table[token[i]] (+ position_table[position[i]]).
+#pragma once
+
+#include "heirloom/kernels/kernel_table.h"
+
+namespace heirloom {
+
+struct EmbeddingForwardArgs {
+  const int32_t* tokens = nullptr;       ///< (N), each in [0, V): checked by the caller
+  const int32_t* positions = nullptr;    ///< (N), read with position_table
+  const void* table = nullptr;           ///< (V, C) T
+  const void* position_table = nullptr;  ///< (P, C) T or null
+  void* x = nullptr;                     ///< (N, C) T
+  int64_t n = 0, c = 0;
+};
+KernelTable<EmbeddingForwardArgs>& embedding_forward_table();
+KernelCost embedding_forward_cost(const EmbeddingForwardArgs&, Dtype);
+
+/// Rows are added in token order whatever the number of threads (threads share columns, not rows).
+struct EmbeddingBackwardArgs {
+  const int32_t* tokens = nullptr;
+  const int32_t* positions = nullptr;
+  const void* dx = nullptr;          ///< (N, C) T
+  void* dtable = nullptr;            ///< (V, C) A, added to
+  void* dposition_table = nullptr;   ///< (P, C) A, added to, or null
+  int64_t n = 0, c = 0;
+};
+KernelTable<EmbeddingBackwardArgs>& embedding_backward_table();
+KernelCost embedding_backward_cost(const EmbeddingBackwardArgs&, Dtype);
+
+}  // namespace heirloom
