@@ -70,13 +70,12 @@ MemoryPlan plan_memory(const std::vector<BufferLifetime>& lifetimes) {
 Arena::Arena(Device device)
     : mode_(device.kind == DeviceKind::kMeta ? Mode::kRecord : Mode::kDynamic), device_(device) {}
 
-Arena::Arena(Device device, MemoryPlan plan)
-    : mode_(Mode::kPlanned), device_(device), plan_(std::move(plan)), block_(map_pages(plan_.peak_bytes)) {
+Arena::Arena(Device device, MemoryPlan plan, void* block)
+    : mode_(Mode::kPlanned), device_(device), plan_(std::move(plan)), block_(block) {
   buffers_.resize(plan_.offsets.size());
 }
 
 Arena::~Arena() {
-  if (block_) munmap(block_, static_cast<size_t>(plan_.peak_bytes));
   if (mode_ == Mode::kDynamic) {
     for (Buffer* b : free_list_) std::free(b->data);
   }

@@ -47,8 +47,9 @@ class Arena {
 
   /// A dynamic arena on `device`, or a recording one when the device is meta.
   explicit Arena(Device device);
-  /// A planned arena: maps `plan.peak_bytes` once (huge pages where the system gives them).
-  Arena(Device device, MemoryPlan plan);
+  /// A planned arena on `block`, at least plan.peak_bytes that outlive it. Arenas that are never in use at the same time
+  /// (training steps, evaluation) may share one block.
+  Arena(Device device, MemoryPlan plan, void* block);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;

@@ -12,7 +12,7 @@ struct CrossEntropyArgs {
   const void* logits = nullptr;      ///< (N, V) A, contiguous
   const int32_t* targets = nullptr;  ///< (N)
   double* nll = nullptr;             ///< (N), nats
-  void* dlogits = nullptr;           ///< (N, V) T: scale * (softmax - onehot); null in evaluation
+  void* dlogits = nullptr;           ///< (N, V) T: scale * (softmax - onehot); null in evaluation; may alias logits where T is A
   int64_t n = 0, v = 0;
   double scale = 1;                  ///< 1 / tokens of the whole step
 };

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "heirloom/train/checkpoint_directory.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "heirloom/core/log.h"
+
+namespace heirloom {
+namespace {
+
+constexpr const char* kMarker = "complete.json";
+constexpr const char* kTemporary = ".writing-";
+
+std::string file_hash(const fs::path& path) {
+  const MappedFile file(path);
+  ContentHash hash;
+  hash.update(file.bytes().data(), file.bytes().size());
+  return hash.hex();
+}
+
+/// Checkpoint directories by step, newest first.
+std::vector<fs::path> list_checkpoints(const fs::path& run) {
+  std::vector<fs::path> found;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(run / "checkpoints", ignored)) {
+    if (entry.path().filename().string().starts_with("step-")) found.push_back(entry.path());
+  }
+  std::sort(found.rbegin(), found.rend());
+  return found;
+}
+
+void remove_leftovers(const fs::path& parent) {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(parent, ignored)) {
+    if (entry.path().filename().string().starts_with(kTemporary)) fs::remove_all(entry.path(), ignored);
+  }
+}
+
+/// Writes a directory through `fill(temporary)` and renames it to `target`.
+template <class Fill>
+void write_directory(const fs::path& target, Fill fill) {
+  const fs::path parent = target.parent_path();
+  std::error_code error;
+  fs::create_directories(parent, error);
+  if (error) throw_error<IoError>("[checkpoint] cannot create {}: {}", parent.string(), error.message());
+  remove_leftovers(parent);
+  const fs::path temporary = parent / (kTemporary + target.filename().string());
+  try {
+    if (!fs::create_directory(temporary, error)) {
+      throw_error<IoError>("[checkpoint] cannot create {}: {}", temporary.string(), error.message());
+    }
+    fill(temporary);
+    sync_directory(temporary);
+    // A directory cannot be renamed over another; the two change places in one step instead.
+    if (!fs::exists(target)) {
+      fs::rename(temporary, target);
+    } else if (renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) != 0) {
+      throw_error<IoError>("[checkpoint] cannot replace {}: {}", target.string(), std::strerror(errno));
+    }
+    sync_directory(parent);
+    fs::remove_all(temporary, error);
+  } catch (const fs::filesystem_error& e) {
+    fs::remove_all(temporary, error);
+    throw_error<IoError>("[checkpoint] cannot write {}: {}", target.string(), e.code().message());
+  } catch (...) {
+    fs::remove_all(temporary, error);
+    throw;
+  }
+}
+
+/// Why a checkpoint may not be used; empty when every file matches the marker.
+std::string damage(const fs::path& checkpoint) {
+  try {
+    const Json marker = read_json_file((checkpoint / kMarker).string());
+    for (const auto& [name, expected] : marker.at("files").items()) {
+      const fs::path file = checkpoint / name;
+      if (!fs::exists(file)) return fmt::format("{} is missing", name);
+      if (fs::file_size(file) != expected.at("bytes").get<uint64_t>()) return fmt::format("{} has another size", name);
+      if (file_hash(file) != expected.at("hash").get<std::string>()) return fmt::format("{} has other contents", name);
+    }
+    return {};
+  } catch (const std::exception& e) {
+    return e.what();
+  }
+}
+
+}  // namespace
+
+fs::path checkpoint_path(const fs::path& run, int64_t step) {
+  return run / "checkpoints" / fmt::format("step-{:08}", step);
+}
+
+fs::path save_checkpoint(const fs::path& run, int64_t step, const CheckpointContents& contents, int64_t keep) {
+  const fs::path target = checkpoint_path(run, step);
+  Optimizer& optimizer = contents.optimizer;
+  const Dtype dtype = optimizer.weights_dtype();
+  write_directory(target, [&](const fs::path& directory) {
+    Json files = Json::object();
+    const auto note = [&](const char* name, const std::string& hash) {
+      files[name] = {{"bytes", fs::file_size(directory / name)}, {"hash", hash}};
+    };
+    note("model.safetensors", write_model(directory, contents.model, contents.parameters, optimizer.weights(), dtype,
+                                          dtype, contents.tokenizer));
+    note("optimizer.safetensors",
+         save_flat(directory / "optimizer.safetensors", contents.parameters, optimizer.moments(), dtype));
+    write_file_atomically(directory / "trainer.json", dump_json(contents.trainer, 2) + "\n");
+    for (const auto& entry : fs::directory_iterator(directory)) {
+      const std::string name = entry.path().filename().string();
+      if (!files.contains(name)) note(name.c_str(), file_hash(entry.path()));
+    }
+    write_file_atomically(directory / kMarker, dump_json({{"step", step}, {"files", files}}, 2) + "\n");
+  });
+  if (keep > 0) {
+    const std::vector<fs::path> all = list_checkpoints(run);
+    for (size_t i = static_cast<size_t>(keep); i < all.size(); ++i) {
+      // Renamed first, so that a removal cut short leaves no half checkpoint under a checkpoint's name.
+      const fs::path doomed = all[i].parent_path() / (kTemporary + all[i].filename().string());
+      std::error_code ignored;
+      fs::rename(all[i], doomed, ignored);
+      fs::remove_all(doomed, ignored);
+    }
+  }
+  return target;
+}
+
+void save_final(const fs::path& run, const CheckpointContents& contents, Dtype stored) {
+  write_directory(run / "final", [&](const fs::path& directory) {
+    write_model(directory, contents.model, contents.parameters, contents.optimizer.weights(),
+                contents.optimizer.weights_dtype(), stored, contents.tokenizer);
+  });
+}
+
+bool has_checkpoints(const fs::path& run) { return !list_checkpoints(run).empty(); }
+
+std::optional<fs::path> newest_checkpoint(const fs::path& run) {
+  for (const fs::path& checkpoint : list_checkpoints(run)) {
+    const std::string problem = damage(checkpoint);
+    if (problem.empty()) return checkpoint;
+    log(LogLevel::kWarning, fmt::format("{} is damaged ({}); trying an older checkpoint", checkpoint.string(), problem));
+  }
+  return std::nullopt;
+}
+
+Json load_checkpoint(const fs::path& checkpoint, const CheckpointContents& contents) {
+  Optimizer& optimizer = contents.optimizer;
+  load_weights(checkpoint, contents.model, contents.parameters, optimizer.weights(), optimizer.weights_dtype());
+  optimizer.publish_weights();
+  load_flat(checkpoint / "optimizer.safetensors", contents.parameters, optimizer.moments());
+  return read_json_file((checkpoint / "trainer.json").string());
+}
+
+}  // namespace heirloom

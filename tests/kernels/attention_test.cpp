@@ -1,0 +1,611 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "heirloom/core/error.h"
+#include "heirloom/core/rng.h"
+#include "heirloom/kernels/attention.h"
+#include "kernels/reference/attention.hpp"
+
+namespace heirloom::cpu {
+namespace avx2 {
+void register_attention_forward();
+void register_attention_backward();
+void register_attention_decode();
+}  // namespace avx2
+namespace avx512 {
+void register_attention_forward();
+void register_attention_backward();
+void register_attention_decode();
+}  // namespace avx512
+}  // namespace heirloom::cpu
+
+namespace heirloom {
+namespace {
+
+enum class Slots {
+  kWrite,    ///< every head its own slot of dtype T, written
+  kAdd,      ///< every head its own slot of dtype A, added to
+  kShared,   ///< heads 0 and 1 (and the second half of a mean) share slots; the first use writes
+  kPartial,  ///< no gradient of keys of head 0 and of values of the last head
+};
+
+struct Case {
+  std::string name;
+  std::vector<std::array<int64_t, 2>> sequences;  ///< queries, keys
+  int64_t heads = 2, kv_heads = 2, qk_dim = 64, v_dim = 64;
+  int64_t window = 0;
+  double dropout = 0;
+  bool paged = false;
+  bool mean = false;  ///< value head 0 is the mean of two
+  bool zero = false;  ///< the last value head is zero
+  Slots slots = Slots::kWrite;
+};
+
+std::vector<Case> cases() {
+  return {
+      {"one", {{1, 1}}},
+      {"two", {{2, 2}}, 1, 1, 10, 10},
+      {"tile_less_one", {{63, 63}}, 2, 1},
+      {"tile", {{64, 64}}, 3, 3, 60, 60},
+      {"tile_and_one", {{65, 65}}, 2, 2, 10, 10, 0, 0, false, false, false, Slots::kAdd},
+      {"ragged", {{130, 130}, {1, 1}, {77, 77}}, 2, 2, 32, 32},
+      {"grouped_2", {{100, 100}}, 4, 2, 16, 16, 0, 0, false, false, false, Slots::kAdd},
+      {"grouped_3", {{70, 70}, {33, 33}}, 6, 2, 20, 20, 0, 0, false, true, false, Slots::kShared},
+      {"grouped_4", {{90, 90}}, 4, 1, 80, 80},
+      {"wide_values", {{150, 150}}, 2, 2, 24, 40},
+      {"narrow_values", {{150, 150}}, 2, 1, 128, 6},
+      {"largest", {{66, 66}}, 1, 1, 256, 256},
+      {"odd_values", {{66, 66}}, 1, 1, 14, 17},
+      {"window_1", {{70, 70}}, 1, 1, 16, 16, 1},
+      {"window_7", {{200, 200}}, 2, 2, 16, 16, 7},
+      {"window_64", {{200, 200}}, 2, 2, 16, 16, 64},
+      {"window_100", {{300, 300}}, 2, 1, 16, 16, 100, 0, false, false, false, Slots::kAdd},
+      {"dropout", {{90, 90}, {65, 65}}, 4, 2, 16, 16, 0, 0.3, false, true},
+      {"dropout_window", {{140, 140}}, 2, 2, 16, 16, 30, 0.1},
+      {"mean", {{80, 80}}, 3, 3, 16, 20, 0, 0, false, true, false, Slots::kAdd},
+      {"zero", {{80, 80}}, 4, 2, 16, 16, 0, 0, false, false, true},
+      {"zero_mean_partial", {{80, 80}}, 4, 4, 16, 16, 0, 0, false, true, true, Slots::kPartial},
+      {"shared", {{80, 80}, {40, 40}}, 3, 3, 16, 16, 0, 0, false, true, false, Slots::kShared},
+      {"shared_window", {{80, 80}}, 8, 4, 16, 16, 20, 0, false, false, false, Slots::kShared},
+      {"chunk", {{5, 100}, {70, 131}, {1, 64}}, 2, 2, 16, 16},
+      {"chunk_window", {{5, 100}, {70, 231}}, 2, 2, 16, 16, 50},
+      {"paged", {{128, 128}, {70, 70}, {3, 200}}, 4, 2, 32, 32, 0, 0, true},
+      {"paged_window_mean", {{128, 128}, {30, 270}}, 2, 2, 32, 20, 90, 0, true, true},
+  };
+}
+
+std::vector<Case> decode_cases() {
+  return {
+      {"one", {{1, 1}}},
+      {"lengths", {{1, 2}, {1, 63}, {1, 64}, {1, 65}, {1, 511}, {1, 512}, {1, 513}, {1, 1100}}, 2, 2, 32, 32},
+      {"grouped_2", {{1, 130}}, 4, 2, 10, 10},
+      {"grouped_3", {{1, 130}, {1, 600}}, 6, 2, 60, 60, 0, 0, true},
+      {"grouped_4", {{1, 700}}, 8, 2, 80, 80, 0, 0, true, true},
+      {"wide_values", {{1, 150}}, 2, 2, 24, 136},
+      {"narrow_values", {{1, 150}}, 2, 1, 256, 6},
+      {"window", {{1, 1300}, {1, 40}}, 2, 2, 64, 64, 600},
+      {"window_paged", {{1, 1300}, {1, 40}}, 2, 2, 64, 64, 70, 0, true},
+      {"mean_zero", {{1, 200}}, 3, 3, 16, 20, 0, 0, false, true, true},
+      {"dropout", {{1, 200}}, 2, 2, 16, 16, 0, 0.5},
+  };
+}
+
+double to_double(double x) { return x; }
+double to_double(float x) { return static_cast<double>(x); }
+double to_double(bfloat16 x) { return static_cast<double>(static_cast<float>(x)); }
+template <class T>
+T from_double(double x) {
+  if constexpr (std::is_same_v<T, bfloat16>) return bfloat16(static_cast<float>(x));
+  else return static_cast<T>(x);
+}
+
+/// Standard normal number `at` of tensor `tensor`, rounded to `dtype`.
+double random_value(uint64_t tensor, int64_t at, Dtype dtype) {
+  const auto words = philox(tensor, {static_cast<uint32_t>(at), 0, 0, 0});
+  const float x = static_cast<float>(normals_from_bits(words[0], words[1])[0]);
+  return dtype == Dtype::kBFloat16 ? to_double(bfloat16(x)) : to_double(x);
+}
+
+/// A call with all its buffers, in storage type T, its values rounded to `rounding`. What is not an input holds NaN: a kernel that
+/// reads too far spreads it, one that writes too far destroys it.
+template <class T>
+class Problem {
+ public:
+  using A = compute_t<T>;
+
+  Problem(const Case& test_case, Dtype rounding) : c_(test_case), rounding_(rounding) {
+    int64_t query_row = 1, key_row = 2, block = 0, block_total = 0;
+    for (const auto& [queries, keys] : c_.sequences) block_total += (keys + kKvBlockTokens - 1) / kKvBlockTokens;
+    blocks_.resize(c_.sequences.size());
+    for (size_t i = 0; i < c_.sequences.size(); ++i) {
+      const auto [queries, keys] = c_.sequences[i];
+      AttentionSequence s{query_row, queries, keys, key_row, nullptr, static_cast<uint32_t>(10 + i)};
+      if (c_.paged) {
+        for (int64_t j = 0; j < keys; j += kKvBlockTokens, ++block) {
+          blocks_[i].push_back(static_cast<int32_t>((block * 7 + 3) % (block_total * 7 + 1)));
+        }
+        s.blocks = blocks_[i].data();
+      }
+      sequences_.push_back(s);
+      query_row += queries + 1;
+      key_row += keys + 3;
+    }
+    query_rows_ = query_row;
+    key_rows_ = c_.paged ? (block_total * 7 + 1) * kKvBlockTokens : key_row;
+
+    q_stride_ = c_.heads * c_.qk_dim + 5;
+    o_stride_ = c_.heads * c_.v_dim + 3;
+    k_stride_ = c_.kv_heads * c_.qk_dim + 1;
+    v_stride_ = c_.kv_heads * c_.v_dim + 2;
+    resize(q, query_rows_ * q_stride_);
+    resize(dq, query_rows_ * q_stride_);
+    resize(dout, query_rows_ * o_stride_);
+    resize(o, query_rows_ * o_stride_);
+    lse.assign(static_cast<size_t>(query_rows_ * c_.heads), static_cast<A>(NAN));
+    resize(k, key_rows_ * k_stride_);
+    resize(v, key_rows_ * v_stride_);
+    resize(second, key_rows_ * v_stride_);
+    for (const AttentionSequence& s : sequences_) {
+      for (int64_t i = 0; i < s.queries; ++i) {
+        fill(q, (s.query_row + i) * q_stride_, c_.heads * c_.qk_dim, 1);
+        fill(dout, (s.query_row + i) * o_stride_, c_.heads * c_.v_dim, 2);
+      }
+      for (int64_t j = 0; j < s.keys; ++j) {
+        const int64_t row = reference::attention_detail::stream_row(s, j);
+        fill(k, row * k_stride_, c_.kv_heads * c_.qk_dim, 3);
+        fill(v, row * v_stride_, c_.kv_heads * c_.v_dim, 4);
+        fill(second, row * v_stride_, c_.kv_heads * c_.v_dim, 5);
+      }
+    }
+    make_args();
+  }
+  Problem(const Problem&) = delete;
+
+  using Forward = void (*)(const AttentionForwardArgs&, Stream);
+  using Backward = void (*)(const AttentionBackwardArgs&, Stream);
+  void forward(Forward f) { f(args.forward, {}); }
+  void backward(Backward f) { f(args, {}); }
+
+  /// Every output buffer, whole.
+  std::vector<std::vector<double>> outputs() const {
+    std::vector<std::vector<double>> all;
+    const auto take = [&](const auto& buffer) {
+      std::vector<double>& to = all.emplace_back();
+      for (const auto& x : buffer) to.push_back(to_double(x));
+    };
+    take(o), take(lse), take(dq), take(dk), take(dv), take(dsecond), take(dk_slot), take(dv_slot),
+        take(dsecond_slot);
+    return all;
+  }
+
+  std::vector<T> q, k, v, second, dout, o, dq, dk, dv, dsecond;
+  std::vector<A> lse, dk_slot, dv_slot, dsecond_slot;
+  AttentionBackwardArgs args;
+
+ private:
+  static void resize(std::vector<T>& buffer, int64_t n) {
+    buffer.assign(static_cast<size_t>(n), from_double<T>(NAN));
+  }
+  void fill(std::vector<T>& buffer, int64_t from, int64_t count, uint64_t tensor) {
+    for (int64_t i = from; i < from + count; ++i) {
+      buffer[static_cast<size_t>(i)] = from_double<T>(random_value(tensor, i, rounding_));
+    }
+  }
+
+  void make_args() {
+    const bool slots = c_.slots == Slots::kAdd || c_.slots == Slots::kShared;
+    const bool add = c_.slots == Slots::kAdd;
+    for (auto* buffer : {&dk, &dv, &dsecond}) {
+      buffer->assign(slots ? 0 : buffer == &dk ? k.size() : v.size(), from_double<T>(NAN));
+    }
+    for (auto* buffer : {&dk_slot, &dv_slot, &dsecond_slot}) {
+      buffer->assign(!slots ? 0 : buffer == &dk_slot ? k.size() : v.size(), static_cast<A>(NAN));
+      for (size_t i = 0; add && i < buffer->size(); ++i) {
+        (*buffer)[i] = static_cast<A>(random_value(6, static_cast<int64_t>(i), Dtype::kFloat32));
+      }
+    }
+    for (int64_t g = 0; g < c_.kv_heads; ++g) {
+      const bool mean = c_.mean && g == 0, zero = c_.zero && g == c_.kv_heads - 1;
+      k_heads_.push_back({k.data() + g * c_.qk_dim, nullptr, k_stride_});
+      v_heads_.push_back({zero ? nullptr : v.data() + g * c_.v_dim,
+                          mean ? second.data() + g * c_.v_dim : nullptr, v_stride_});
+      // Shared: heads 0 and 1 add to the slots of head 0; the mean's second half goes to head 1's own slot of V.
+      const int64_t to = c_.slots == Slots::kShared && g == 1 ? 0 : g;
+      KvHeadGrad grad_k{slots ? static_cast<void*>(dk_slot.data() + to * c_.qk_dim) : dk.data() + to * c_.qk_dim,
+                        nullptr, k_stride_, slots, add, false};
+      KvHeadGrad grad_v{slots ? static_cast<void*>(dv_slot.data() + to * c_.v_dim) : dv.data() + to * c_.v_dim,
+                        nullptr, v_stride_, slots, add, add};
+      if (mean) {
+        if (c_.slots == Slots::kShared) grad_v.second = dv_slot.data() + (c_.kv_heads - 1) * c_.v_dim;
+        else if (slots) grad_v.second = dsecond_slot.data();
+        else grad_v.second = dsecond.data();
+      }
+      if (c_.slots == Slots::kPartial && g == 0) grad_k = {};
+      if (c_.slots == Slots::kPartial && g == c_.kv_heads - 1) grad_v = {};
+      dk_heads_.push_back(grad_k);
+      dv_heads_.push_back(grad_v);
+    }
+    args.forward = {q.data(), o.data(), lse.data(), k_heads_.data(), v_heads_.data(), sequences_.data(),
+                    static_cast<int64_t>(sequences_.size()), c_.heads, c_.kv_heads, c_.qk_dim, c_.v_dim,
+                    q_stride_, o_stride_, 1 / std::sqrt(static_cast<double>(c_.qk_dim)), c_.window,
+                    {c_.dropout, 0x1234567890abcdefull}};
+    args.dout = dout.data();
+    args.dq = dq.data();
+    args.dk = dk_heads_.data();
+    args.dv = dv_heads_.data();
+  }
+
+  Case c_;
+  Dtype rounding_;
+  int64_t query_rows_ = 0, key_rows_ = 0, q_stride_ = 0, o_stride_ = 0, k_stride_ = 0, v_stride_ = 0;
+  std::vector<std::vector<int32_t>> blocks_;
+  std::vector<AttentionSequence> sequences_;
+  std::vector<KvHead> k_heads_, v_heads_;
+  std::vector<KvHeadGrad> dk_heads_, dv_heads_;
+};
+
+const char* const kOutputNames[] = {"o",  "lse",     "dq",      "dk",      "dv",
+                                    "dsecond", "dk slot", "dv slot", "dsecond slot"};
+
+using Outputs = std::vector<std::vector<double>>;
+
+/// NaN exactly where the oracle has NaN (nothing read or written outside), elsewhere at most twice the naive error.
+void expect_close(const Outputs& got, const Outputs& naive, const Outputs& want, const std::string& what) {
+  for (size_t t = 0; t < want.size(); ++t) {
+    double error = 0, allowed = 0, largest = 0;
+    ASSERT_EQ(got[t].size(), want[t].size());
+    for (size_t i = 0; i < want[t].size(); ++i) {
+      ASSERT_EQ(std::isnan(got[t][i]), std::isnan(want[t][i])) << what << " " << kOutputNames[t] << " at " << i;
+      if (std::isnan(want[t][i])) continue;
+      error = std::max(error, std::fabs(got[t][i] - want[t][i]));
+      allowed = std::max(allowed, std::fabs(naive[t][i] - want[t][i]));
+      largest = std::max(largest, std::fabs(want[t][i]));
+    }
+    // Inputs are standard normals: where the true value is zero (one visible key), rounding is judged against 1.
+    EXPECT_LE(error, 2 * allowed + 1e-6 * std::max(1.0, largest)) << what << " " << kOutputNames[t];
+  }
+}
+
+void expect_same_bits(const Outputs& a, const Outputs& b, const std::string& what) {
+  for (size_t t = 0; t < a.size(); ++t) {
+    for (size_t i = 0; i < a[t].size(); ++i) {
+      if (std::isnan(a[t][i]) && std::isnan(b[t][i])) continue;
+      ASSERT_EQ(a[t][i], b[t][i]) << what << " " << kOutputNames[t] << " at " << i;
+    }
+  }
+}
+
+/// The kernels of one instruction set.
+class AttentionTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    if (std::string(GetParam()) == "avx512") {
+      if (!__builtin_cpu_supports("avx512bf16")) GTEST_SKIP() << "no AVX-512 with bfloat16: its attention kernels are not tested";
+      cpu::avx512::register_attention_forward();
+      cpu::avx512::register_attention_backward();
+      cpu::avx512::register_attention_decode();
+    } else {
+      if (!__builtin_cpu_supports("avx2")) GTEST_SKIP() << "no AVX2: its attention kernels are not tested";
+      cpu::avx2::register_attention_forward();
+      cpu::avx2::register_attention_backward();
+      cpu::avx2::register_attention_decode();
+    }
+  }
+  template <class T>
+  static auto forward_kernel() { return attention_forward_table().get(DeviceKind::kCpu, kDtypeOf<T>); }
+  template <class T>
+  static auto backward_kernel() { return attention_backward_table().get(DeviceKind::kCpu, kDtypeOf<T>); }
+  template <class T>
+  static auto decode_kernel() { return attention_decode_table().get(DeviceKind::kCpu, kDtypeOf<T>); }
+
+  template <class T>
+  static void check_values(const Case& c) {
+    SCOPED_TRACE(c.name + " " + dtype_name(kDtypeOf<T>));
+    Problem<T> tested(c, kDtypeOf<T>), naive(c, kDtypeOf<T>);
+    Problem<double> oracle(c, kDtypeOf<T>);
+    tested.forward(forward_kernel<T>());
+    naive.forward(&reference::attention_forward<T>);
+    oracle.forward(&reference::attention_forward<double>);
+    expect_close(tested.outputs(), naive.outputs(), oracle.outputs(), "forward");
+    tested.backward(backward_kernel<T>());
+    naive.backward(&reference::attention_backward<T>);
+    oracle.backward(&reference::attention_backward<double>);
+    expect_close(tested.outputs(), naive.outputs(), oracle.outputs(), "backward");
+  }
+
+  template <class T>
+  static void check_decode(const Case& c) {
+    SCOPED_TRACE(c.name + " " + dtype_name(kDtypeOf<T>));
+    Problem<T> tested(c, kDtypeOf<T>), naive(c, kDtypeOf<T>);
+    Problem<double> oracle(c, kDtypeOf<T>);
+    tested.forward(decode_kernel<T>());
+    naive.forward(&reference::attention_forward<T>);
+    oracle.forward(&reference::attention_forward<double>);
+    expect_close(tested.outputs(), naive.outputs(), oracle.outputs(), "decode");
+  }
+
+  template <class T>
+  static void check_threads(const Case& c) {
+    SCOPED_TRACE(c.name + " " + dtype_name(kDtypeOf<T>));
+    const int threads = omp_get_max_threads();
+    Problem<T> one(c, kDtypeOf<T>), several(c, kDtypeOf<T>);
+    omp_set_num_threads(1);
+    one.forward(forward_kernel<T>());
+    one.backward(backward_kernel<T>());
+    omp_set_num_threads(3);
+    several.forward(forward_kernel<T>());
+    several.backward(backward_kernel<T>());
+    omp_set_num_threads(threads);
+    expect_same_bits(one.outputs(), several.outputs(), "1 and 3 threads");
+  }
+
+  /// o and lse of the first sequence, `chunk` queries per call, each call seeing only the keys it needs.
+  template <class T>
+  static Outputs in_chunks(const Case& c, int64_t chunk) {
+    Problem<T> p(c, kDtypeOf<T>);
+    AttentionForwardArgs call = p.args.forward;
+    call.sequence_count = 1;
+    const AttentionSequence whole = call.sequences[0];
+    for (int64_t from = 0; from < whole.queries; from += chunk) {
+      AttentionSequence s = whole;
+      s.query_row += from;
+      s.queries = std::min(chunk, whole.queries - from);
+      s.keys = whole.keys - whole.queries + from + s.queries;
+      call.sequences = &s;
+      forward_kernel<T>()(call, {});
+    }
+    return p.outputs();
+  }
+
+  template <class T>
+  static void check_chunks(Case c) {
+    SCOPED_TRACE(c.name + " " + dtype_name(kDtypeOf<T>));
+    const int64_t all = c.sequences[0][0];
+    const Outputs whole = in_chunks<T>(c, all);
+    for (const int64_t chunk : {1, 7, 16, 64, 100}) {
+      expect_same_bits(whole, in_chunks<T>(c, chunk), "chunks of " + std::to_string(chunk));
+    }
+  }
+};
+
+TEST_P(AttentionTest, ValuesAndGradients) {
+  for (const Case& c : cases()) {
+    check_values<float>(c);
+    check_values<bfloat16>(c);
+  }
+}
+
+TEST_P(AttentionTest, Decode) {
+  for (const Case& c : decode_cases()) {
+    check_decode<float>(c);
+    check_decode<bfloat16>(c);
+  }
+  // More than one query per sequence has the same meaning.
+  check_decode<float>({"several", {{3, 70}}, 2, 1, 16, 16});
+}
+
+TEST_P(AttentionTest, ResultsDoNotDependOnThreads) {
+  for (const Case& c : cases()) {
+    check_threads<float>(c);
+    check_threads<bfloat16>(c);
+  }
+}
+
+TEST_P(AttentionTest, ResultsDoNotDependOnChunks) {
+  const std::vector<Case> list = {
+      {"plain", {{200, 200}}, 2, 1, 60, 40},
+      {"long_prefix", {{150, 333}}, 1, 1, 16, 16},
+      {"window", {{260, 260}}, 2, 2, 16, 16, 70},
+      {"dropout", {{130, 130}}, 2, 2, 16, 16, 0, 0.2},
+      {"paged", {{200, 200}}, 2, 2, 32, 32, 0, 0, true},
+  };
+  for (const Case& c : list) {
+    check_chunks<float>(c);
+    check_chunks<bfloat16>(c);
+  }
+}
+
+/// Rows of one query of sequence `n` in two problems.
+template <class T>
+void expect_same_rows(const Problem<T>& a, size_t na, const Problem<T>& b, size_t nb, const std::string& what) {
+  const AttentionForwardArgs &fa = a.args.forward, &fb = b.args.forward;
+  const AttentionSequence &sa = fa.sequences[na], &sb = fb.sequences[nb];
+  ASSERT_EQ(sa.queries, sb.queries);
+  for (int64_t i = 0; i < sa.queries; ++i) {
+    for (int64_t x = 0; x < fa.heads * fa.v_dim; ++x) {
+      ASSERT_EQ(to_double(a.o[static_cast<size_t>((sa.query_row + i) * fa.o_stride + x)]),
+                to_double(b.o[static_cast<size_t>((sb.query_row + i) * fb.o_stride + x)]))
+          << what << ", query " << i << ", column " << x;
+    }
+  }
+}
+
+/// The same sequence, copied from `from` into sequence n of `to`, whatever its layout.
+template <class T>
+void copy_sequence(const Problem<T>& from, size_t n, Problem<T>& to, size_t m) {
+  const AttentionForwardArgs &a = from.args.forward, &b = to.args.forward;
+  const AttentionSequence &sa = a.sequences[n], &sb = b.sequences[m];
+  const auto copy = [](const std::vector<T>& x, int64_t x_at, std::vector<T>& y, int64_t y_at, int64_t count) {
+    std::copy_n(x.begin() + x_at, count, y.begin() + y_at);
+  };
+  for (int64_t i = 0; i < sa.queries; ++i) {
+    copy(from.q, (sa.query_row + i) * a.q_stride, to.q, (sb.query_row + i) * b.q_stride, a.heads * a.qk_dim);
+  }
+  for (int64_t j = 0; j < sa.keys; ++j) {
+    const int64_t x = reference::attention_detail::stream_row(sa, j), y = reference::attention_detail::stream_row(sb, j);
+    copy(from.k, x * a.k[0].row_stride, to.k, y * b.k[0].row_stride, a.kv_heads * a.qk_dim);
+    copy(from.v, x * a.v[0].row_stride, to.v, y * b.v[0].row_stride, a.kv_heads * a.v_dim);
+  }
+}
+
+TEST_P(AttentionTest, ResultsDoNotDependOnPagesOrNeighbours) {
+  Case alone{"alone", {{150, 210}}, 4, 2, 32, 20};
+  Case company{"company", {{65, 65}, {150, 210}, {1, 700}}, 4, 2, 32, 20};
+  company.paged = true;
+  Problem<float> a(alone, Dtype::kFloat32), b(company, Dtype::kFloat32);
+  copy_sequence(a, 0, b, 1);
+  a.forward(forward_kernel<float>());
+  b.forward(forward_kernel<float>());
+  expect_same_rows(a, 0, b, 1, "forward");
+
+  alone.sequences = {{1, 1210}};
+  company.sequences = {{1, 65}, {1, 600}, {1, 1210}, {1, 3}};
+  Problem<float> c(alone, Dtype::kFloat32), d(company, Dtype::kFloat32);
+  copy_sequence(c, 0, d, 2);
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
+  c.forward(decode_kernel<float>());
+  omp_set_num_threads(3);
+  d.forward(decode_kernel<float>());
+  omp_set_num_threads(threads);
+  expect_same_rows(c, 0, d, 2, "decode");
+}
+
+TEST_P(AttentionTest, ExtremeScoresStayFinite) {
+  Problem<float> p({"extreme", {{100, 100}}, 1, 1, 16, 16}, Dtype::kFloat32);
+  for (float& x : p.q) x *= 1e4f;
+  for (float& x : p.k) x *= 1e4f;
+  p.forward(forward_kernel<float>());
+  for (int64_t i = 0; i < 100; ++i) {
+    for (int64_t e = 0; e < 16; ++e) {
+      EXPECT_TRUE(std::isfinite(p.o[static_cast<size_t>((1 + i) * p.args.forward.o_stride + e)]));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, AttentionTest, testing::Values("avx2", "avx512"),
+                         [](const auto& isa) { return std::string(isa.param); });
+
+/// sum of dout * o over a call, in float64.
+double objective(Problem<double>& p) {
+  p.forward(&reference::attention_forward<double>);
+  double sum = 0;
+  for (size_t i = 0; i < p.o.size(); ++i) {
+    if (!std::isnan(p.o[i])) sum += p.o[i] * p.dout[i];
+  }
+  return sum;
+}
+
+/// Directional derivative along a random direction of one input against the gradient.
+void check_direction(Problem<double>& p, std::vector<double>& input, const std::vector<double>& gradient,
+                     uint64_t tensor, const std::string& what) {
+  const std::vector<double> at = input;
+  double want = 0;
+  std::vector<double> direction(at.size(), 0.0);
+  for (size_t i = 0; i < at.size(); ++i) {
+    if (std::isnan(at[i]) || std::isnan(gradient[i])) continue;
+    direction[i] = random_value(tensor, static_cast<int64_t>(i), Dtype::kFloat64);
+    want += direction[i] * gradient[i];
+  }
+  const double step = 1e-5;
+  const auto moved = [&](double by) {
+    for (size_t i = 0; i < at.size(); ++i) input[i] = at[i] + by * direction[i];
+    return objective(p);
+  };
+  const double got = (moved(step) - moved(-step)) / (2 * step);
+  input = at;
+  EXPECT_NEAR(got, want, 1e-6 * (1 + std::fabs(want))) << what;
+}
+
+TEST(AttentionReference, GradientsAgreeWithCentralDifferences) {
+  for (Case c : cases()) {
+    if (c.sequences[0][0] > 100 || c.slots == Slots::kShared || c.slots == Slots::kPartial) continue;
+    c.slots = Slots::kWrite;
+    SCOPED_TRACE(c.name);
+    Problem<double> p(c, Dtype::kFloat64);
+    p.forward(&reference::attention_forward<double>);
+    p.backward(&reference::attention_backward<double>);
+    check_direction(p, p.q, p.dq, 11, "q");
+    check_direction(p, p.k, p.dk, 12, "k");
+    check_direction(p, p.v, p.dv, 13, "v");
+    if (c.mean) check_direction(p, p.second, p.dsecond, 14, "second");
+  }
+}
+
+/// What the slots of shared heads hold is the sum of what each head would have written.
+TEST(AttentionReference, SharedSlotsHoldSums) {
+  Case c{"shared", {{20, 20}}, 3, 3, 8, 8};
+  c.mean = true;
+  Problem<double> apart(c, Dtype::kFloat64);
+  c.slots = Slots::kShared;
+  Problem<double> shared(c, Dtype::kFloat64);
+  for (Problem<double>* p : {&apart, &shared}) {
+    p->forward(&reference::attention_forward<double>);
+    p->backward(&reference::attention_backward<double>);
+  }
+  const int64_t stride = apart.args.dk[0].row_stride, v_stride = apart.args.dv[0].row_stride;
+  for (int64_t row = 2; row < 22; ++row) {
+    for (int64_t x = 0; x < 8; ++x) {
+      const auto k_at = static_cast<size_t>(row * stride + x), v_at = static_cast<size_t>(row * v_stride + x);
+      EXPECT_NEAR(shared.dk_slot[k_at], apart.dk[k_at] + apart.dk[k_at + 8], 1e-12);
+      EXPECT_NEAR(shared.dv_slot[v_at], apart.dv[v_at] + apart.dv[v_at + 8], 1e-12);
+      EXPECT_NEAR(shared.dv_slot[v_at + 16], apart.dsecond[v_at] + apart.dv[v_at + 16], 1e-12);
+      EXPECT_NEAR(apart.dsecond[v_at], apart.dv[v_at], 1e-12) << "a mean's halves get the same";
+    }
+  }
+}
+
+TEST(AttentionReference, WindowAndPositionByHand) {
+  // One head, D = E = 1, scale 1 and q = 0: o is the plain mean of the visible values.
+  const double q[2] = {0, 0}, k[4] = {1, 2, 3, 4}, v[4] = {1, 10, 100, 1000};
+  double o[2], lse[2];
+  const KvHead key{k, nullptr, 1}, value{v, nullptr, 1};
+  const AttentionSequence s{0, 2, 4, 0, nullptr, 0};
+  AttentionForwardArgs a{q, o, lse, &key, &value, &s, 1, 1, 1, 1, 1, 1, 1, 1.0, 2, {}};
+  reference::attention_forward<double>(a, {});
+  EXPECT_DOUBLE_EQ(o[0], 55);
+  EXPECT_DOUBLE_EQ(o[1], 550);
+  EXPECT_DOUBLE_EQ(lse[0], std::log(2.0));
+  a.window = 0;
+  reference::attention_forward<double>(a, {});
+  EXPECT_DOUBLE_EQ(o[0], 37);
+  EXPECT_DOUBLE_EQ(o[1], 277.75);
+}
+
+TEST(AttentionReference, DropoutKeepsTheExpectedShare) {
+  int64_t dropped = 0;
+  const AttentionDropout dropout{0.25, 99};
+  for (int64_t i = 0; i < 200; ++i) {
+    for (int64_t j = 0; j < 200; ++j) {
+      const double keep = reference::attention_detail::dropout_factor<double>(dropout, 1, 2, i, j);
+      if (keep == 0) ++dropped;
+      else EXPECT_DOUBLE_EQ(keep, 4.0 / 3.0);
+    }
+  }
+  EXPECT_NEAR(static_cast<double>(dropped), 10000, 400);  // four standard deviations: 346
+}
+
+TEST(AttentionCost, ByHand) {
+  // Two sequences: 3 of 3 and 2 of 5 positions; H = 4, G = 2, D = 6, E = 10; value head 0 a mean, head 1 zero.
+  const float x = 0;
+  float y = 0;
+  const KvHead k[2] = {{&x, nullptr, 12}, {&x, nullptr, 12}}, v[2] = {{&x, &x, 20}, {nullptr, nullptr, 0}};
+  const AttentionSequence s[2] = {{0, 3, 3, 0, nullptr, 0}, {3, 2, 5, 3, nullptr, 0}};
+  AttentionForwardArgs a{&x, &y, &y, k, v, s, 2, 4, 2, 6, 10, 24, 40, 1.0, 0, {}};
+  KernelCost cost = attention_forward_cost(a, Dtype::kBFloat16);
+  const double pairs = 6 + 9;
+  EXPECT_EQ(cost.flops, 2 * pairs * 2 * (6 + 10) + 2 * pairs * 2 * 6);
+  EXPECT_EQ(cost.bytes_read, 2 * (5 * 24 + 8 * (6 + 20) + 8 * 6));
+  EXPECT_EQ(cost.bytes_written, 5 * (40 * 2 + 4 * 4));
+
+  const KvHeadGrad dk[2] = {{&y, nullptr, 12, true, true, false}, {}}, dv[2] = {{&y, &y, 20, false, false, true}, {}};
+  const AttentionBackwardArgs b{a, &x, &y, dk, dv};
+  cost = attention_backward_cost(b, Dtype::kBFloat16);
+  EXPECT_EQ(cost.flops, 2 * pairs * 2 * (18 + 20));
+  EXPECT_EQ(cost.bytes_read, 2 * (5 * (24 + 80) + 8 * 26 + 8 * 6) + 5 * 4 * 4 + 8 * 6 * 4 + 8 * 10 * 2);
+  EXPECT_EQ(cost.bytes_written, 2 * 5 * 24 + 8 * 6 * 4 + 2 * 8 * 10 * 2);
+
+  a.window = 2;  // pairs: 1 + 2 + 2 and 2 + 2; keys: 3 and, from position 3 on with one before, 3
+  cost = attention_forward_cost(a, Dtype::kFloat32);
+  EXPECT_EQ(cost.flops, 2 * 9 * 2 * (6 + 10) + 2 * 9 * 2 * 6);
+  EXPECT_EQ(cost.bytes_read, 4 * (5 * 24 + 6 * (6 + 20) + 6 * 6));
+}
+
+}  // namespace
+}  // namespace heirloom

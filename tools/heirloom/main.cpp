@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <unistd.h>
+
+#include <cstdio>
+#include <exception>
+#include <new>
+
+#include "command.h"
+#include "heirloom/core/error.h"
+#include "heirloom/core/log.h"
+
+namespace heirloom::cli {
+namespace {
+
+int report(const char* kind, const char* message, int code) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "heirloom: %s: %s\n", kind, message);
+  return code;
+}
+
+int run(Cli& cli) {
+  try {
+    return cli.action();
+  } catch (const ConfigError& e) {
+    return report("config", e.what(), kUsage);
+  } catch (const ArgumentError& e) {
+    return report("usage", e.what(), kUsage);
+  } catch (const UnsupportedError& e) {
+    return report("unsupported", e.what(), kUsage);
+  } catch (const FormatError& e) {
+    return report("bad input", e.what(), kBadInput);
+  } catch (const IoError& e) {
+    return report("file", e.what(), kBadInput);
+  } catch (const OutOfMemoryError& e) {
+    return report("out of memory", e.what(), kOutOfMemory);
+  } catch (const std::bad_alloc&) {
+    return report("out of memory", "[memory] the system refused an allocation; use a smaller batch, context or model",
+                  kOutOfMemory);
+  } catch (const std::exception& e) {
+    return report("error", e.what(), kFailed);
+  }
+}
+
+}  // namespace
+}  // namespace heirloom::cli
+
+int main(int argc, char** argv) {
+  using namespace heirloom::cli;
+  Cli cli;
+  cli.app.name("heirloom");
+  cli.app.description(
+      "Pretrains, evaluates and runs transformers whose deeper layers inherit keys and values from earlier ones.");
+  cli.app.require_subcommand(1);
+  cli.app.set_version_flag("--version", "heirloom " HEIRLOOM_VERSION);
+  add_train_command(cli);
+  add_perplexity_command(cli);
+  add_generate_command(cli);
+  add_kv_command(cli);
+  add_tokenizer_command(cli);
+  add_data_command(cli);
+  add_info_command(cli);
+  add_bench_command(cli);
+  try {
+    cli.app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return cli.app.exit(e) == 0 ? kDone : kUsage;
+  }
+  return run(cli);
+}

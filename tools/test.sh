@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Usage: tools/test.sh [--full]
+# Installs what is missing, builds, and tests: layering, formatting, the core and the readers of outside files under
+# address and undefined-behaviour sanitizers, a few seconds of every fuzz target, and the whole suite in release; its summary
+# comes last. At most 25 minutes on 2 cores from a clean clone.
+# --full (45 minutes): warnings are errors, the whole suite under the sanitizers, longer fuzzing, 50 kills of a training run
+# at random moments, and the quickstart at a fraction of its length.
+# Every part runs even when an earlier one has failed; the exit code is 0 only when all have passed.
+#
+# HEIRLOOM_TEST_DATA: a folder of outside data (models, tokenizers, texts); tests that want it say what they skip without.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
+
+full=false
+case "${1:-}" in
+  "") ;;
+  --full) full=true ;;
+  *)
+    echo "usage: tools/test.sh [--full]" >&2
+    exit 2
+    ;;
+esac
+if $full; then fuzz_seconds=20 kills=50; else fuzz_seconds=5 kills=0; fi
+export CCACHE_DIR=${CCACHE_DIR:-$root/.cache/ccache}  # nothing is written outside the checkout
+export CTEST_OUTPUT_ON_FAILURE=1
+
+failed=()
+# part NAME COMMAND...: runs a part, says how long it took, and remembers when it fails.
+part() {
+  local name=$1 begin=$SECONDS verdict=passed
+  shift
+  printf '\n== %s\n' "$name"
+  "$@" || { verdict=FAILED && failed+=("$name"); }
+  printf '== %s: %s (%d s, %d s in all)\n' "$name" "$verdict" $((SECONDS - begin)) $SECONDS
+}
+
+build() {  # build PRESET [cmake option...] -- [target...]
+  local preset=$1 options=()
+  shift
+  while [ "$1" != -- ]; do options+=("$1") && shift; done
+  shift
+  cmake --preset "$preset" "${options[@]}" > /dev/null && cmake --build --preset "$preset" ${1:+--target "$@"}
+}
+
+# The tests that read outside bytes, in five binaries; of the model's, those without arithmetic.
+reader_tests() {
+  local name
+  build sanitize -- heirloom_{core,io,tokenizer,data,model}_tests || return 1
+  for name in core io tokenizer data; do
+    "build/sanitize/tests/heirloom_${name}_tests" --gtest_brief=1 || return 1
+  done
+  build/sanitize/tests/heirloom_model_tests --gtest_brief=1 --gtest_filter='*Config*:*Kv*'
+}
+
+sanitized_suite() {
+  build sanitize -- && ctest --test-dir build/sanitize --timeout 1200
+}
+
+quickstart_smoke() {
+  rm -rf build/quickstart-smoke
+  QUICKSTART_OUT=$root/build/quickstart-smoke QUICKSTART_STEPS=20 tools/quickstart.sh
+}
+
+part "setup" tools/setup.sh
+part "layers" tools/check_layers.py
+part "format" tools/check_format.sh
+if $full; then
+  part "release build, warnings are errors" build release -DHEIRLOOM_WERROR=ON --
+  part "suite under sanitizers" sanitized_suite
+else
+  part "release build" build release --
+  part "core and readers under sanitizers" reader_tests
+fi
+part "fuzzing, $fuzz_seconds s each" tests/fuzz/run.sh $fuzz_seconds
+if [ $kills -gt 0 ]; then
+  part "killed and resumed, $kills times" tests/scripts/kill_resume.py --kills $kills
+  part "quickstart, shortened" quickstart_smoke
+fi
+# CUDA builds (emulated; with nvcc where it is there) are parts of their own and go here.
+
+printf '\n'
+if [ ${#failed[@]} -gt 0 ]; then
+  printf 'FAILED before the suite: %s\n' "${failed[@]}"
+else
+  echo "passed so far: all other parts; the suite follows"
+fi
+code=0
+ctest --test-dir build/release --timeout 1200 || code=$?
+[ ${#failed[@]} -eq 0 ] || code=1
+exit $code
