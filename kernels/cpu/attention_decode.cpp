@@ -4,11 +4,11 @@
 // Shapes       as forward, N == number of sequences' rows
 // Layout       K and V rows are streamed as they lie, 64 keys at a time; the query heads of a KV head share every row
 // Saved        lse where asked
-// Work         one task per (sequence, run of 512 keys, KV head), then one combination per (sequence, head)
+// Work         one task per (sequence, run of 256 keys), then one combination per (sequence, head)
 // Bytes        read q + visible keys x (K + V) of every KV head, once; written o + lse
 // FLOPs        2 (D + E) per visible key and head; 2 D where the V head is zero
 // Precision    products, sums and softmax in float32, rounded once at the end
-// Determinism  runs start at multiples of 512 positions: bits depend on the sequence alone, not on batch or threads
+// Determinism  runs start at multiples of 256 positions: bits depend on the sequence alone, not on batch or threads
 // Limits       calls with dropout or with more than one query per sequence go to attention_forward
 // Source       split keys as in Dao et al., Flash-Decoding (2023); the combination is exact arithmetic on (maximum, sum, o)
 #include "kernels/cpu/attention_common.h"
@@ -16,7 +16,7 @@
 namespace heirloom::cpu::HEIRLOOM_ISA {
 namespace {
 
-constexpr int64_t kRun = 8 * kTile;
+constexpr int64_t kRun = 4 * kTile;
 
 /// Keys that the query sees: [first, keys).
 int64_t first_key(const AttentionForwardArgs& a, const AttentionSequence& s) {
@@ -41,7 +41,7 @@ struct Ahead {
     if (i >= count) return;
     const char* p = reinterpret_cast<const char*>(rows + i * stride);
     for (int64_t at = 0; at < dim * static_cast<int64_t>(sizeof(T)); at += 64) {
-      __builtin_prefetch(p + at);
+      __builtin_prefetch(p + at, 0, 1);
     }
   }
 };
@@ -111,18 +111,23 @@ float softmax_block(float* scores, int64_t keys, float& maximum, float& sum) {
   return factor;
 }
 
+/// `keys` rows of a K or V head from position j on.
 template <class T>
-void decode_run(const AttentionForwardArgs& a, const AttentionSequence& s, int64_t group, int64_t run,
-                float* partials) {
-  const int64_t d = a.qk_dim, e = a.v_dim, heads = a.heads / a.kv_heads;
-  const KvHead &key = a.k[group], &value = a.v[group];
+Ahead<T> block_rows(const KvHead& head, const AttentionSequence& s, int64_t j, int64_t keys, int64_t dim) {
+  return {static_cast<const T*>(head.data) + stream_row(s, j) * head.row_stride, head.row_stride, keys, dim};
+}
+
+/// All heads of one run, block by block: the heads' rows lie side by side, so each page of the cache is visited once.
+template <class T>
+void decode_run(const AttentionForwardArgs& a, const AttentionSequence& s, int64_t run, float* partials) {
+  const int64_t d = a.qk_dim, e = a.v_dim, per_group = a.heads / a.kv_heads;
   static thread_local Scratch scratch;
   const int64_t ldk = round_up(d, kLanes), ldv = round_up(e, kLanes), width = partial_floats(a);
-  float* q = scratch.floats(heads * ldk + kTile + kTile * ldv);
-  float* scores = q + heads * ldk;
+  float* q = scratch.floats(a.heads * ldk + kTile + kTile * ldv);
+  float* scores = q + a.heads * ldk;
   float* mean = scores + kTile;
-  for (int64_t h = 0; h < heads; ++h) {
-    const T* from = static_cast<const T*>(a.q) + s.query_row * a.q_stride + (group * heads + h) * d;
+  for (int64_t h = 0; h < a.heads; ++h) {
+    const T* from = static_cast<const T*>(a.q) + s.query_row * a.q_stride + h * d;
     for (int64_t x = 0; x < d; x += kLanes) {
       store(q + h * ldk + x, load_n(from + x, min64(kLanes, d - x)));
     }
@@ -131,33 +136,35 @@ void decode_run(const AttentionForwardArgs& a, const AttentionSequence& s, int64
     partial[0] = -INFINITY;
   }
   const int64_t end = min64(s.keys, (run + 1) * kRun);
-  for (int64_t j = max64(first_key(a, s), run * kRun); j < end;) {
-    const int64_t keys = min64((j / kTile + 1) * kTile, end) - j, row = stream_row(s, j);
-    const T* k = static_cast<const T*>(key.data) + row * key.row_stride;
-    const T* v = static_cast<const T*>(value.data);
-    int64_t stride = value.row_stride;
-    if (v != nullptr) v += row * stride;
-    if (value.second != nullptr) load_head_rows<T>(value, s, j, keys, e, mean, ldv);
-    // While the scores are made, the values are on their way; while those are summed, the next keys.
-    Ahead<T> values, next_keys;
-    if (v != nullptr && value.second == nullptr) values = {v, stride, keys, e};
-    if (j + keys < end) {
-      next_keys = {static_cast<const T*>(key.data) + stream_row(s, j + keys) * key.row_stride,
-                   key.row_stride, min64(kTile, end - j - keys), d};
-    }
-    for (int64_t h = 0; h < heads; ++h) {
-      float* partial = partials + h * width;
-      score_rows(q + h * ldk, k, key.row_stride, keys, d, static_cast<float>(a.scale), values, scores);
-      const float factor = softmax_block(scores, keys, partial[0], partial[1]);
-      if (v == nullptr) continue;
-      if (value.second != nullptr) {
-        add_values(scores, mean, ldv, keys, e, factor, next_keys, partial + kLanes);
-      } else {
-        add_values(scores, v, stride, keys, e, factor, next_keys, partial + kLanes);
+  const auto block_end = [end](int64_t j) { return min64((j / kTile + 1) * kTile, end); };
+  for (int64_t j = max64(first_key(a, s), run * kRun); j < end; j = block_end(j)) {
+    const int64_t next = block_end(j), keys = next - j;
+    for (int64_t group = 0; group < a.kv_heads; ++group) {
+      const KvHead& value = a.v[group];
+      const bool is_mean = value.second != nullptr;
+      const Ahead<T> k = block_rows<T>(a.k[group], s, j, keys, d);
+      // While the scores are made, the values are on their way; while those are summed, the next keys.
+      Ahead<T> values, next_keys;
+      if (value.data != nullptr) values = block_rows<T>(value, s, j, keys, e);
+      if (group + 1 < a.kv_heads) {
+        next_keys = block_rows<T>(a.k[group + 1], s, j, keys, d);
+      } else if (next < end) {
+        next_keys = block_rows<T>(a.k[0], s, next, block_end(next) - next, d);
       }
-      values.count = next_keys.count = 0;
+      if (is_mean) load_head_rows<T>(value, s, j, keys, e, mean, ldv);
+      for (int64_t h = group * per_group; h < (group + 1) * per_group; ++h) {
+        float* partial = partials + h * width;
+        score_rows(q + h * ldk, k.rows, k.stride, keys, d, static_cast<float>(a.scale), values, scores);
+        const float factor = softmax_block(scores, keys, partial[0], partial[1]);
+        if (value.data == nullptr) continue;
+        if (is_mean) {
+          add_values(scores, mean, ldv, keys, e, factor, next_keys, partial + kLanes);
+        } else {
+          add_values(scores, values.rows, values.stride, keys, e, factor, next_keys, partial + kLanes);
+        }
+        values.count = next_keys.count = 0;
+      }
     }
-    j += keys;
   }
 }
 
@@ -202,18 +209,15 @@ void attention_decode(const AttentionForwardArgs& args, Stream stream) {
   static thread_local Scratch scratch;
   const int64_t width = partial_floats(args), run_stride = args.heads * width;
   float* partials = scratch.floats(runs * run_stride);
-  const int64_t per_group = args.heads / args.kv_heads;
-  const int64_t tasks = runs * args.kv_heads, outputs = args.sequence_count * args.heads;
-#pragma omp parallel if (tasks > 1)
+  const int64_t outputs = args.sequence_count * args.heads;
+#pragma omp parallel if (runs > 1)
   {
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < tasks; ++task) {
-      const int64_t run = task / args.kv_heads, group = task % args.kv_heads;
+    for (int64_t run = 0; run < runs; ++run) {
       const AttentionSequence* s = args.sequences;
       int64_t local = run;
       for (; local >= run_count(args, *s); ++s) local -= run_count(args, *s);
-      decode_run<T>(args, *s, group, first_run(args, *s) + local,
-                    partials + run * run_stride + group * per_group * width);
+      decode_run<T>(args, *s, first_run(args, *s) + local, partials + run * run_stride);
     }
 #pragma omp for schedule(static)
     for (int64_t output = 0; output < outputs; ++output) {

@@ -6,32 +6,27 @@
 // Work         oneDNN's own partition over OpenMP's threads.
 // Bytes        read MK + KN (+ N bias) (+ MN accumulating), write MN
 // FLOPs        2 MNK (+ MN bias)
-// Precision    products and sums in float32, one rounding to the output. Without native bfloat16
-// (no AVX-512) oneDNN 2.x has no
-//              bfloat16 matmul: operands are then widened into scratch and multiplied in float32.
-// Determinism  oneDNN's blocking depends on shape, strides and the number of threads it was built
-// for; tests hold results
-//              bit-equal over threads and over the position of a row within a call.
-// Limits       one call at a time (they share scratch memory); concurrent callers wait.
-// Source       -
+// Precision    products and sums in float32, one rounding to the output.
+// Determinism  on AVX-512, where alone it is used, oneDNN's results do not depend on the number of
+// threads or on where in a call
+//              a row stands; tests hold it to that. (Its AVX2 code does neither: gemm_packed.cpp is
+//              used there.)
+// Limits       AVX-512 with bfloat16. One call at a time (they share scratch memory); concurrent
+// callers wait. Source       -
 #include <omp.h>
 
-#include <cstdlib>
-#include <cstring>
 #include <dnnl.hpp>
-#include <memory>
 #include <mutex>
-#include <tuple>
 #include <unordered_map>
 
 #include "heirloom/core/error.h"
 #include "heirloom/kernels/gemm.h"
+#include "kernels/cpu/scratch.h"
 
 namespace heirloom::cpu {
 namespace {
 
 constexpr size_t kCacheEntries = 512;
-constexpr size_t kScratchAlignment = 4096;
 
 /// Everything that a primitive is built for.
 struct GemmKey {
@@ -78,42 +73,12 @@ dnnl::memory::desc matrix(int64_t rows, int64_t cols, int64_t ld, bool transpose
   return {{rows, cols}, onednn_type(dtype), strides};
 }
 
-/// Grow-only memory, page aligned.
-class Scratch {
- public:
-  void* get(size_t bytes) {
-    if (bytes > capacity_) {
-      const size_t rounded =
-          (bytes + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
-      memory_.reset(std::aligned_alloc(kScratchAlignment, rounded));
-      capacity_ = memory_ ? rounded : 0;
-      if (!memory_) {
-        throw_error<OutOfMemoryError>("[gemm] expected {} bytes of scratch memory; got none",
-                                      bytes);
-      }
-    }
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<void, Free> memory_;
-  size_t capacity_ = 0;
-};
-
 class Gemm {
  public:
   void run(const GemmArgs& args, Dtype in, Dtype out) {
     const std::lock_guard lock(mutex_);
     try {
-      if (in == Dtype::kBFloat16 && !native_bfloat16_) {
-        run_widened(args, out);
-      } else if (!multiply(args, in, out)) {
-        native_bfloat16_ = false;
-        run_widened(args, out);
-      }
+      multiply(args, in, out);
     } catch (const dnnl::error& e) {
       throw_error<DeviceError>("[gemm] oneDNN failed with status {} ({}); m {} n {} k {} {} -> {}",
                                static_cast<int>(e.status), e.what(), args.m, args.n, args.k,
@@ -122,10 +87,8 @@ class Gemm {
   }
 
  private:
-  /// False where oneDNN has no bfloat16 matmul for this processor.
-  bool multiply(const GemmArgs& args, Dtype in, Dtype out) {
+  void multiply(const GemmArgs& args, Dtype in, Dtype out) {
     GemmPrimitive* p = find(args, in, out);
-    if (!p) return false;
     p->a.set_data_handle(const_cast<void*>(args.a));
     p->b.set_data_handle(const_cast<void*>(args.b));
     p->c.set_data_handle(args.c);
@@ -136,13 +99,13 @@ class Gemm {
       p->bias.set_data_handle(const_cast<void*>(args.bias));
       exec[count++] = {DNNL_ARG_BIAS, p->bias.get()};
     }
+    const ScratchLease scratch(p->scratchpad_bytes);
     if (p->scratchpad_bytes > 0) {
-      p->scratchpad.set_data_handle(scratchpad_.get(p->scratchpad_bytes));
+      p->scratchpad.set_data_handle(scratch.data());
       exec[count++] = {DNNL_ARG_SCRATCHPAD, p->scratchpad.get()};
     }
     dnnl::error::wrap_c_api(dnnl_primitive_execute(p->matmul.get(), stream_.get(), count, exec),
                             "execute");
-    return true;
   }
 
   GemmPrimitive* find(const GemmArgs& args, Dtype in, Dtype out) {
@@ -183,9 +146,8 @@ class Gemm {
         true);
 #endif
     if (!pd.get(true)) {
-      if (in == Dtype::kBFloat16) return nullptr;
-      throw_error<DeviceError>("[gemm] expected a oneDNN matmul; got none for m {} n {} k {}",
-                               args.m, args.n, args.k);
+      throw_error<DeviceError>("[gemm] expected a oneDNN matmul; got none for m {} n {} k {} {}",
+                               args.m, args.n, args.k, dtype_name(in));
     }
     GemmPrimitive p;
     p.matmul = dnnl::matmul(pd);
@@ -201,59 +163,10 @@ class Gemm {
     return &cache_.emplace(key, std::move(p)).first->second;
   }
 
-  /// bfloat16 in terms of float32: widens A, B, bias (and C) into scratch memory.
-  void run_widened(const GemmArgs& args, Dtype out) {
-    const int64_t a_rows = args.transpose_a ? args.k : args.m,
-                  a_cols = args.transpose_a ? args.m : args.k;
-    const int64_t b_rows = args.transpose_b ? args.n : args.k,
-                  b_cols = args.transpose_b ? args.k : args.n;
-    const bool narrow = out == Dtype::kBFloat16;
-    const int64_t a_size = a_rows * a_cols, b_size = b_rows * b_cols;
-    const int64_t bias_size = args.bias ? args.n : 0, c_size = narrow ? args.m * args.n : 0;
-    float* a = static_cast<float*>(
-        widened_.get(static_cast<size_t>(a_size + b_size + bias_size + c_size) * sizeof(float)));
-    float* b = a + a_size;
-    float* bias = b + b_size;
-    float* c = bias + bias_size;
-    widen(args.a, args.lda, a_rows, a_cols, a);
-    widen(args.b, args.ldb, b_rows, b_cols, b);
-    GemmArgs wide = args;
-    wide.a = a;
-    wide.b = b;
-    wide.lda = a_cols;
-    wide.ldb = b_cols;
-    if (args.bias) {
-      widen(args.bias, args.n, 1, args.n, bias);
-      wide.bias = bias;
-    }
-    if (narrow) {
-      if (args.accumulate) widen(args.c, args.ldc, args.m, args.n, c);
-      wide.c = c;
-      wide.ldc = args.n;
-    }
-    multiply(wide, Dtype::kFloat32, Dtype::kFloat32);
-    if (!narrow) return;
-    bfloat16* to = static_cast<bfloat16*>(args.c);
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < args.m; ++i) {
-      for (int64_t j = 0; j < args.n; ++j) to[i * args.ldc + j] = bfloat16(c[i * args.n + j]);
-    }
-  }
-
-  static void widen(const void* from, int64_t ld, int64_t rows, int64_t cols, float* to) {
-    const bfloat16* x = static_cast<const bfloat16*>(from);
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < cols; ++j) to[i * cols + j] = static_cast<float>(x[i * ld + j]);
-    }
-  }
-
   std::mutex mutex_;
   dnnl::engine engine_{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream_{engine_};
   std::unordered_map<GemmKey, GemmPrimitive, GemmKeyHash> cache_;
-  Scratch scratchpad_, widened_;
-  bool native_bfloat16_ = true;
 };
 
 /// C = bias or 0, for K = 0.
@@ -284,9 +197,7 @@ void gemm(const GemmArgs& args, Stream) {
 
 }  // namespace
 
-/// `wide` false: oneDNN is held to AVX2, as the rest of the kernels are.
-void register_gemm(bool wide) {
-  if (!wide) dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx2);
+void register_gemm_onednn() {
   gemm_table().set(DeviceKind::kCpu, Dtype::kFloat32, gemm<float>);
   gemm_table().set(DeviceKind::kCpu, Dtype::kBFloat16, gemm<bfloat16>);
 }

@@ -48,9 +48,21 @@ struct Dot<bfloat16> {
 
 HEIRLOOM_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-template <class S>
-HEIRLOOM_INLINE void put(S* y, Vf4 v, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) y[i] = static_cast<S>(v[i]);
+HEIRLOOM_INLINE void put(float* y, Vf4 v, int64_t count) {
+  if (count == kWeightRows) {
+    std::memcpy(y, &v, sizeof v);
+  } else {
+    for (int64_t i = 0; i < count; ++i) y[i] = v[i];
+  }
+}
+HEIRLOOM_INLINE void put(bfloat16* y, Vf4 v, int64_t count) {
+  bfloat16 h[kWeightRows];
+  for (int i = 0; i < kWeightRows; ++i) h[i] = bfloat16(v[i]);
+  if (count == kWeightRows) {
+    std::memcpy(y, h, sizeof h);
+  } else {
+    std::memcpy(y, h, static_cast<size_t>(count) * sizeof(bfloat16));
+  }
 }
 
 /// y[r, w] for R rows of x and the four rows of W at `weight`, of which `count` exist. Meanwhile asks for kAhead rows of W.

@@ -23,36 +23,36 @@
 namespace heirloom {
 namespace cpu {
 
-void register_gemm(bool wide);
+void register_gemm_onednn();
 
-#define HEIRLOOM_REGISTRARS(isa)      \
-  namespace isa {                     \
-  void register_activation();         \
-  void register_attention_backward(); \
-  void register_attention_decode();   \
-  void register_attention_forward();  \
-  void register_cross_entropy();      \
-  void register_elementwise();        \
-  void register_embedding();          \
-  void register_head_split();         \
-  void register_linear_rows();        \
-  void register_norm();               \
-  void register_optimizer();          \
-  double measure_flops(Dtype dtype);  \
+#define HEIRLOOM_REGISTRARS(isa)                          \
+  namespace isa {                                         \
+  void register_activation();                             \
+  void register_attention_backward();                     \
+  void register_attention_decode();                       \
+  void register_attention_forward();                      \
+  void register_cross_entropy();                          \
+  void register_elementwise();                            \
+  void register_embedding();                              \
+  void register_head_split();                             \
+  void register_linear_rows();                            \
+  void register_norm();                                   \
+  void register_optimizer();                              \
+  double measure_flops(Dtype dtype);                      \
   double measure_read(const float* data, int64_t floats); \
-  static void register_all() {        \
-    register_activation();            \
-    register_attention_backward();    \
-    register_attention_decode();      \
-    register_attention_forward();     \
-    register_cross_entropy();         \
-    register_elementwise();           \
-    register_embedding();             \
-    register_head_split();            \
-    register_linear_rows();           \
-    register_norm();                  \
-    register_optimizer();             \
-  }                                   \
+  static void register_all() {                            \
+    register_activation();                                \
+    register_attention_backward();                        \
+    register_attention_decode();                          \
+    register_attention_forward();                         \
+    register_cross_entropy();                             \
+    register_elementwise();                               \
+    register_embedding();                                 \
+    register_head_split();                                \
+    register_linear_rows();                               \
+    register_norm();                                      \
+    register_optimizer();                                 \
+  }                                                       \
   }
 HEIRLOOM_REGISTRARS(avx2)
 HEIRLOOM_REGISTRARS(avx512)
@@ -119,9 +119,11 @@ void register_cpu_kernels() {
     register_reference<double>();
     register_reference<float>();
     register_reference<bfloat16>();
-    if (isa == Isa::kAvx512) cpu::avx512::register_all();
+    if (isa == Isa::kAvx512) {
+      cpu::avx512::register_all();
+      cpu::register_gemm_onednn();
+    }
     if (isa == Isa::kAvx2) cpu::avx2::register_all();
-    cpu::register_gemm(isa == Isa::kAvx512);
   });
 }
 
@@ -138,7 +140,8 @@ std::string cpu_kernel_isa() {
 }
 
 double cpu_flops_roof(Dtype dtype) {
-  return chosen_isa() == Isa::kAvx512 ? cpu::avx512::measure_flops(dtype) : cpu::avx2::measure_flops(dtype);
+  return chosen_isa() == Isa::kAvx512 ? cpu::avx512::measure_flops(dtype)
+                                      : cpu::avx2::measure_flops(dtype);
 }
 
 double cpu_read_roof() {
@@ -146,7 +149,8 @@ double cpu_read_roof() {
   const HostMemory memory(kBytes);
   std::memset(memory.data(), 1, static_cast<size_t>(kBytes));
   const float* data = reinterpret_cast<const float*>(memory.data());
-  return chosen_isa() == Isa::kAvx512 ? cpu::avx512::measure_read(data, kBytes / 4) : cpu::avx2::measure_read(data, kBytes / 4);
+  return chosen_isa() == Isa::kAvx512 ? cpu::avx512::measure_read(data, kBytes / 4)
+                                      : cpu::avx2::measure_read(data, kBytes / 4);
 }
 
 }  // namespace heirloom

@@ -14,45 +14,38 @@
 namespace heirloom::cpu::HEIRLOOM_ISA {
 namespace {
 
-// Latency 4 times 2 issues per cycle needs 8 chains; 12 leave slack.
+// Latency 4 times 2 issues per cycle needs 8 chains; 12 leave slack. Named one by one: an array would live in memory.
 constexpr int kChains = 12;
+#define HEIRLOOM_EACH_CHAIN(step) \
+  step(a0) step(a1) step(a2) step(a3) step(a4) step(a5) step(a6) step(a7) step(a8) step(a9) step(a10) step(a11)
+// The empty assembly keeps each step from being folded with the next.
+#define HEIRLOOM_DEFINE(a) Vf a = set(1.0f);
+#define HEIRLOOM_FMA(a) a = a * b + c; asm volatile("" : "+v"(a));
+#define HEIRLOOM_DOT(a) a = reinterpret_cast<Vf>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(a), b, b)); asm volatile("" : "+v"(a));
+#define HEIRLOOM_KEEP(a) asm volatile("" : : "v"(a));
 
-/// FLOPs done by `rounds` rounds on this thread; `sink` keeps the result alive.
-double multiply_add(int64_t rounds, float* sink) {
-  Vf a[kChains];
-  for (int i = 0; i < kChains; ++i) a[i] = set(static_cast<float>(i));
+/// FLOPs done by `rounds` rounds on this thread.
+double multiply_add(int64_t rounds) {
   const Vf b = set(0.999f), c = set(1e-3f);
+  HEIRLOOM_EACH_CHAIN(HEIRLOOM_DEFINE)
   for (int64_t r = 0; r < rounds; ++r) {
-#pragma GCC unroll 12
-    for (int i = 0; i < kChains; ++i) {
-      a[i] = a[i] * b + c;
-      asm volatile("" : "+v"(a[i]));
-    }
+    HEIRLOOM_EACH_CHAIN(HEIRLOOM_FMA)
   }
-  Vf sum{};
-  for (int i = 0; i < kChains; ++i) sum += a[i];
-  *sink = sum[0];
+  HEIRLOOM_EACH_CHAIN(HEIRLOOM_KEEP)
   return static_cast<double>(rounds) * kChains * kLanes * 2;
 }
 
-double multiply_add_bfloat16(int64_t rounds, float* sink) {
+double multiply_add_bfloat16(int64_t rounds) {
 #if defined(__AVX512BF16__)
-  __m512 a[kChains];
-  for (int i = 0; i < kChains; ++i) a[i] = _mm512_set1_ps(static_cast<float>(i));
   const __m512bh b = _mm512_cvtne2ps_pbh(_mm512_set1_ps(1e-2f), _mm512_set1_ps(1e-2f));
+  HEIRLOOM_EACH_CHAIN(HEIRLOOM_DEFINE)
   for (int64_t r = 0; r < rounds; ++r) {
-#pragma GCC unroll 12
-    for (int i = 0; i < kChains; ++i) {
-      a[i] = _mm512_dpbf16_ps(a[i], b, b);
-      asm volatile("" : "+v"(a[i]));
-    }
+    HEIRLOOM_EACH_CHAIN(HEIRLOOM_DOT)
   }
-  __m512 sum = _mm512_setzero_ps();
-  for (int i = 0; i < kChains; ++i) sum = _mm512_add_ps(sum, a[i]);
-  *sink = reinterpret_cast<Vf>(sum)[0];
+  HEIRLOOM_EACH_CHAIN(HEIRLOOM_KEEP)
   return static_cast<double>(rounds) * kChains * 32 * 2;
 #else
-  return multiply_add(rounds, sink);
+  return multiply_add(rounds);
 #endif
 }
 
@@ -66,9 +59,7 @@ double measure_flops(Dtype dtype) {
     const double start = omp_get_wtime();
 #pragma omp parallel reduction(+ : flops)
     {
-      float sink;
-      flops += dtype == Dtype::kBFloat16 ? multiply_add_bfloat16(kRounds, &sink) : multiply_add(kRounds, &sink);
-      asm volatile("" : : "r"(&sink) : "memory");
+      flops += dtype == Dtype::kBFloat16 ? multiply_add_bfloat16(kRounds) : multiply_add(kRounds);
     }
     const double rate = flops / (omp_get_wtime() - start);
     best = rate > best ? rate : best;
@@ -91,8 +82,8 @@ double measure_read(const float* data, int64_t floats) {
         s2 += load(p + i + 2 * kLanes);
         s3 += load(p + i + 3 * kLanes);
       }
-      volatile float sink = ((s0 + s1) + (s2 + s3))[0];
-      static_cast<void>(sink);
+      const Vf sum = (s0 + s1) + (s2 + s3);
+      HEIRLOOM_KEEP(sum)
     }
     const double rate = static_cast<double>(floats) * 4 / (omp_get_wtime() - start);
     best = rate > best ? rate : best;

@@ -11,7 +11,7 @@ namespace {
 
 /// Resident bytes of the program beside its plan: code and libraries, oneDNN's generated kernels and scratch, the page tables
 /// and read buffers of data files. Measured as the difference between peak residency and plan over the presets, rounded up.
-constexpr int64_t kRuntimeBytes = 48 << 20;
+constexpr int64_t kRuntimeBytes = 16 << 20;
 
 int64_t read_number(const char* path) {
   std::ifstream in(path);

@@ -63,11 +63,14 @@ inline double max_error(const Values& x, const Values& exact) {
   return worst;
 }
 
-/// `Out` is the dtype that the values were stored in.
+/// `Out` is the dtype that the values were stored in. `roundings` of the largest value are allowed
+/// beside twice the naive error: on a few elements the naive code may be lucky.
 template <class Out>
 void expect_as_good_as_naive(const Values& actual, const Values& naive, const Values& exact,
-                             const std::string& what) {
-  const double bound = 2 * max_error(naive, exact) + unit_roundoff<Out>() * max_magnitude(exact);
+                             const std::string& what, double roundings = 2) {
+  constexpr double kTiny = 1e-30;  // below it float32 exponentials saturate
+  const double bound =
+      2 * max_error(naive, exact) + roundings * unit_roundoff<Out>() * max_magnitude(exact) + kTiny;
   ASSERT_TRUE(std::isfinite(bound)) << what << ": the naive code failed";
   EXPECT_LE(max_error(actual, exact), bound) << what;
 }

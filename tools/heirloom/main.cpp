@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -8,6 +9,7 @@
 #include "command.h"
 #include "heirloom/core/error.h"
 #include "heirloom/core/log.h"
+#include "heirloom/io/file.h"
 
 namespace heirloom::cli {
 namespace {
@@ -29,6 +31,8 @@ int run(Cli& cli) {
     return report("unsupported", e.what(), kUsage);
   } catch (const FormatError& e) {
     return report("bad input", e.what(), kBadInput);
+  } catch (const WriteError& e) {
+    return report("file", e.what(), kFailed);
   } catch (const IoError& e) {
     return report("file", e.what(), kBadInput);
   } catch (const OutOfMemoryError& e) {
@@ -46,6 +50,7 @@ int run(Cli& cli) {
 
 int main(int argc, char** argv) {
   using namespace heirloom::cli;
+  std::signal(SIGXFSZ, SIG_IGN);  // a file size limit shows as a failed write, which names the file
   Cli cli;
   cli.app.name("heirloom");
   cli.app.description(

@@ -80,10 +80,10 @@ struct TextPiece {
 };
 
 /// Documents of one file, long ones in pieces. Pieces joined are the document. A piece ends where
-/// pre-tokenizers split too: in front of white space that follows a letter or digit (a newline where
-/// there is one), so that with byte-level BPE the tokens of the pieces joined are the tokens of the
-/// document; a tokenizer that puts a space in front of every text adds one token per further piece.
-/// Only text without any such place for a whole piece is cut elsewhere.
+/// pre-tokenizers split too: in front of white space that follows a letter or digit (a newline
+/// where there is one), so that with byte-level BPE the tokens of the pieces joined are the tokens
+/// of the document; a tokenizer that puts a space in front of every text adds one token per further
+/// piece. Only text without any such place for a whole piece is cut elsewhere.
 class TextReader {
  public:
   explicit TextReader(const fs::path& path, TextReaderOptions options = {});
