@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Computes     with P = exp(scale q k^T - lse) and delta_i = dout_i . o_i:  dV += P^T dout,  dS = scale P (dout V^T - delta),
+// Computes     with P = exp(scale q k^T - lse) and delta_i = dout_i . o_i:  dV += P^T dout,  dS =
+// scale P (dout V^T - delta),
 //              dq = dS k,  dK += dS^T q; each head's dK and dV go where its KvHeadGrad says
 // Shapes       as forward; dk[g] (S, D) and dv[g] (S, E) per KV head
 // Layout       as forward; tiles of 64 queries x 64 keys
 // Saved        q, K, V, o, lse of forward
-// Work         one task per (sequence, set of KV heads that share a gradient address), heads in order within it; query heads,
-//              query tiles, key tiles in order within a head; scratch 2 (D + E) S floats per thread and tiles
-// Bytes        read q, o, dout, lse, K, V and what is added to; written dq and every gradient address
-// FLOPs        2 (3 D + 2 E) per visible (query, key) pair and head; none where the V head is zero
-// Precision    products and sums in float32; dK and dV of a head are summed over all its queries before they are stored
-// Determinism  one thread per gradient address and per query head, fixed order: the same bits for any number of threads
-// Limits       as forward
-// Source       Dao et al. (arXiv 2205.14135), algorithm 4; mean heads: both sources receive half
+// Work         one task per (sequence, set of KV heads that share a gradient address), heads in
+// order within it; query heads,
+//              query tiles, key tiles in order within a head; scratch 2 (D + E) S floats per thread
+//              and tiles
+// Bytes        read q, o, dout, lse, K, V and what is added to; written dq and every gradient
+// address FLOPs        2 (3 D + 2 E) per visible (query, key) pair and head; none where the V head
+// is zero Precision    products and sums in float32; dK and dV of a head are summed over all its
+// queries before they are stored Determinism  one thread per gradient address and per query head,
+// fixed order: the same bits for any number of threads Limits       as forward Source       Dao et
+// al. (arXiv 2205.14135), algorithm 4; mean heads: both sources receive half
 #include "kernels/cpu/attention_common.h"
 
 namespace heirloom::cpu::HEIRLOOM_ISA {
@@ -80,9 +83,11 @@ void store_gradient(const KvHeadGrad& grad, const Target (&targets)[2], const At
     for (int64_t j = 0; j < s.keys; ++j) {
       const int64_t at = stream_row(s, j) * grad.row_stride;
       if (grad.is_accumulate_dtype) {
-        store_gradient_row(static_cast<float*>(target.data) + at, sums + j * ld, dim, factor, target.add);
+        store_gradient_row(static_cast<float*>(target.data) + at, sums + j * ld, dim, factor,
+                           target.add);
       } else {
-        store_gradient_row(static_cast<T*>(target.data) + at, sums + j * ld, dim, factor, target.add);
+        store_gradient_row(static_cast<T*>(target.data) + at, sums + j * ld, dim, factor,
+                           target.add);
       }
     }
   }
@@ -102,14 +107,15 @@ void load_rows(const T* src, int64_t stride, int64_t rows, int64_t dim, float* d
 /// Views into one thread's scratch.
 struct Workspace {
   int64_t ldk, ldv;
-  float *k, *v, *dk, *dv;                         // (S, ldk or ldv)
-  float *q, *q_t, *dout, *dout_t, *dq_t;          // a query tile, by rows and transposed
-  float *p, *ds, *keep, *lse, *delta, *ones;      // keys x queries; per query
+  float *k, *v, *dk, *dv;                     // (S, ldk or ldv)
+  float *q, *q_t, *dout, *dout_t, *dq_t;      // a query tile, by rows and transposed
+  float *p, *ds, *keep, *lse, *delta, *ones;  // keys x queries; per query
 
   static int64_t floats(int64_t keys, int64_t ldk, int64_t ldv) {
     return 2 * keys * (ldk + ldv) + kTile * (3 * ldk + 2 * ldv + 3 * kTile + 3);
   }
-  Workspace(float* base, int64_t keys, int64_t k_width, int64_t v_width) : ldk(k_width), ldv(v_width) {
+  Workspace(float* base, int64_t keys, int64_t k_width, int64_t v_width)
+      : ldk(k_width), ldv(v_width) {
     const auto take = [&base](int64_t count) {
       float* at = base;
       base += count;
@@ -124,11 +130,13 @@ struct Workspace {
   }
 };
 
-/// Scores in w.p become P (with dropout), dout V^T in w.ds becomes dS. Rows that masked_scores skipped stay as they are.
+/// Scores in w.p become P (with dropout), dout V^T in w.ds becomes dS. Rows that masked_scores
+/// skipped stay as they are.
 void softmax_gradient_tile(const TileMask& mask, float scale, bool dropout, const Workspace& w) {
   const bool partial = mask.partial();
   for (int64_t c = 0; c * kLanes < mask.queries; ++c) {
-    const int64_t keys = min64(mask.keys, round_up(mask.keys_of_column(c), kLanes)), at = c * kLanes;
+    const int64_t keys = min64(mask.keys, round_up(mask.keys_of_column(c), kLanes)),
+                  at = c * kLanes;
     const Vf lse = load(w.lse + at), delta = load(w.delta + at);
     for (int64_t j = 0; j < keys; ++j) {
       float *p_at = w.p + j * kTile + at, *ds_at = w.ds + j * kTile + at;
@@ -155,13 +163,14 @@ void add_key_products(const TileMask& mask, const float* weights, const float* r
   }
   for (int64_t j = 0; j < mask.keys; j += kLanes) {
     const int64_t from = mask.first_column(j) * kLanes;
-    product<Left::kRowMajor>(
-        {mask.queries - from, weights + j * kTile + from, kTile, rows + from * ld, ld, sums + j * ld, ld},
-        Start::kAdd, min64(kLanes, mask.keys - j), ld);
+    product<Left::kRowMajor>({mask.queries - from, weights + j * kTile + from, kTile,
+                              rows + from * ld, ld, sums + j * ld, ld},
+                             Start::kAdd, min64(kLanes, mask.keys - j), ld);
   }
 }
 
-/// Everything that one tile of queries of one head contributes: its dq, and its share of w.dk and w.dv.
+/// Everything that one tile of queries of one head contributes: its dq, and its share of w.dk and
+/// w.dv.
 template <class T>
 void backward_tile(const AttentionBackwardArgs& b, const AttentionSequence& s, int64_t head,
                    int64_t first_query, bool want_dk, bool want_dv, const Workspace& w) {

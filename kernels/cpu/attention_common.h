@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the attention kernels share: tiles, the register-blocked product that all of their matrix work goes through, masks.
+// What the attention kernels share: tiles, the register-blocked product that all of their matrix
+// work goes through, masks.
 //
-// Keys stand in rows and queries in lanes: S^T (keys x queries) = K Q^T. So a tile of K or V is read as it lies in memory, one
-// broadcast element at a time, only a tile of queries is ever transposed, and the softmax over keys needs no horizontal sums.
+// Keys stand in rows and queries in lanes: S^T (keys x queries) = K Q^T. So a tile of K or V is
+// read as it lies in memory, one broadcast element at a time, only a tile of queries is ever
+// transposed, and the softmax over keys needs no horizontal sums.
 #pragma once
 
 #include <cmath>
@@ -14,7 +16,8 @@
 
 namespace heirloom::cpu::HEIRLOOM_ISA {
 
-/// Keys per tile and queries per tile. Key tiles start at multiples of it, counted from position 0 of the sequence.
+/// Keys per tile and queries per tile. Key tiles start at multiples of it, counted from position 0
+/// of the sequence.
 inline constexpr int64_t kTile = kKvBlockTokens;
 /// Vectors of columns that the product keeps in registers, beside kRows rows.
 inline constexpr int kMaxColumns = kLanes == 16 ? 4 : 2;
@@ -34,8 +37,8 @@ HEIRLOOM_INLINE int64_t stream_row(const AttentionSequence& s, int64_t j) {
 
 /// dst (count, ld) float32 = positions [j0, j0 + count) of one key tile of a head; ld >= dim.
 template <class T>
-static void load_head_rows(const KvHead& head, const AttentionSequence& s, int64_t j0, int64_t count,
-                           int64_t dim, float* dst, int64_t ld) {
+static void load_head_rows(const KvHead& head, const AttentionSequence& s, int64_t j0,
+                           int64_t count, int64_t dim, float* dst, int64_t ld) {
   const int64_t first = stream_row(s, j0) * head.row_stride, whole = dim / kLanes * kLanes;
   const T* a = static_cast<const T*>(head.data) + first;
   const T* b = head.second == nullptr ? nullptr : static_cast<const T*>(head.second) + first;
@@ -72,15 +75,16 @@ static void load_transposed(const T* src, int64_t stride, int64_t rows, int64_t 
 
 /// dst (rows, dim) = (src (dim, kTile) * column factors)^T
 template <class T>
-static void store_transposed(const float* src, const float* factors, int64_t rows, int64_t dim, T* dst,
-                             int64_t stride) {
+static void store_transposed(const float* src, const float* factors, int64_t rows, int64_t dim,
+                             T* dst, int64_t stride) {
   for (int64_t r = 0; r < rows; r += kLanes) {
     const Vf factor = load(factors + r);
     for (int64_t d = 0; d < dim; d += kLanes) {
       const int64_t n = min64(kLanes, dim - d), m = min64(kLanes, rows - r);
       Vf v[kLanes];
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) v[i] = i < n ? load(src + (d + i) * kTile + r) * factor : Vf{};
+      for (int i = 0; i < kLanes; ++i)
+        v[i] = i < n ? load(src + (d + i) * kTile + r) * factor : Vf{};
       transpose(v);
       for (int i = 0; i < m; ++i) {
         T* p = dst + (r + i) * stride + d;
@@ -167,8 +171,9 @@ static void product_rows(const Product& p, Start start, int64_t rows, int64_t co
   }
 }
 
-/// c (rows, columns) = start + a (rows, k) b (k, columns); columns is a multiple of kLanes. Every element is one chain of fma in
-/// the order of k, whatever the blocking: results do not depend on which rows and columns are computed together.
+/// c (rows, columns) = start + a (rows, k) b (k, columns); columns is a multiple of kLanes. Every
+/// element is one chain of fma in the order of k, whatever the blocking: results do not depend on
+/// which rows and columns are computed together.
 template <Left kLeft>
 static void product(const Product& p, Start start, int64_t rows, int64_t columns) {
   int64_t column = 0;
@@ -183,12 +188,13 @@ static void product(const Product& p, Start start, int64_t rows, int64_t columns
   if (left == 1) product_rows<kLeft, 1>(p, start, rows, column);
 }
 
-/// Which keys of a tile which queries of a tile see. Positions are counted from the first key of the tile.
+/// Which keys of a tile which queries of a tile see. Positions are counted from the first key of
+/// the tile.
 struct TileMask {
-  int64_t keys = 0;       ///< keys of the tile that any query sees, from its first
+  int64_t keys = 0;  ///< keys of the tile that any query sees, from its first
   int64_t queries = 0;
-  int64_t first = 0;      ///< position of query 0; negative where the tile starts behind it
-  int64_t window = 0;     ///< 0: none
+  int64_t first = 0;   ///< position of query 0; negative where the tile starts behind it
+  int64_t window = 0;  ///< 0: none
   bool causal_edge = false, window_edge = false;
 
   TileMask(int64_t tile, int64_t first_position, int64_t query_count, int64_t sequence_window)
@@ -197,7 +203,8 @@ struct TileMask {
         first(first_position - tile),
         window(sequence_window),
         causal_edge(first_position - tile < keys - 1),
-        window_edge(sequence_window != 0 && first_position - tile + query_count - 1 >= sequence_window) {}
+        window_edge(sequence_window != 0 &&
+                    first_position - tile + query_count - 1 >= sequence_window) {}
 
   bool partial() const { return causal_edge || window_edge; }
   /// First vector column with a query that sees key j.
@@ -214,24 +221,28 @@ struct TileMask {
   }
 };
 
-/// out (keys, queries) = a (keys, dim) b (dim, queries), where some query of the vector column sees the key: strips of kLanes
-/// keys past the diagonal are left as they were.
-[[maybe_unused]] static void masked_scores(const TileMask& mask, const float* a, int64_t lda, int64_t dim, const float* b,
-                          float* out) {
+/// out (keys, queries) = a (keys, dim) b (dim, queries), where some query of the vector column sees
+/// the key: strips of kLanes keys past the diagonal are left as they were.
+[[maybe_unused]] static void masked_scores(const TileMask& mask, const float* a, int64_t lda,
+                                           int64_t dim, const float* b, float* out) {
   const int64_t columns = round_up(mask.queries, kLanes);
   if (!mask.causal_edge) {
-    return product<Left::kRowMajor>({dim, a, lda, b, kTile, out, kTile}, Start::kZero, mask.keys, columns);
+    return product<Left::kRowMajor>({dim, a, lda, b, kTile, out, kTile}, Start::kZero, mask.keys,
+                                    columns);
   }
   for (int64_t j = 0; j < mask.keys; j += kLanes) {
     const int64_t from = mask.first_column(j) * kLanes;
-    product<Left::kRowMajor>({dim, a + j * lda, lda, b + from, kTile, out + j * kTile + from, kTile},
-                             Start::kZero, min64(kLanes, mask.keys - j), columns - from);
+    product<Left::kRowMajor>(
+        {dim, a + j * lda, lda, b + from, kTile, out + j * kTile + from, kTile}, Start::kZero,
+        min64(kLanes, mask.keys - j), columns - from);
   }
 }
 
-/// keep (kTile, kTile) = 0 where attention dropout drops (key, query), else 1 / (1 - rate); whole groups of 4 keys.
-[[maybe_unused]] static void dropout_tile(const AttentionDropout& dropout, uint32_t sequence, int64_t head, int64_t tile,
-                         int64_t keys, int64_t first_query, int64_t queries, float* keep) {
+/// keep (kTile, kTile) = 0 where attention dropout drops (key, query), else 1 / (1 - rate); whole
+/// groups of 4 keys.
+[[maybe_unused]] static void dropout_tile(const AttentionDropout& dropout, uint32_t sequence,
+                                          int64_t head, int64_t tile, int64_t keys,
+                                          int64_t first_query, int64_t queries, float* keep) {
   const float kept = static_cast<float>(1.0 / (1.0 - dropout.rate));
   // uniform < rate, in the 24 bits that uniform_from_bits keeps.
   const uint32_t threshold = static_cast<uint32_t>(std::ceil(dropout.rate * 0x1p24));

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Computes     attention of one query per sequence: the same values as attention_forward with queries == 1
-// Shapes       as forward, N == number of sequences' rows
-// Layout       K and V rows are streamed as they lie, 64 keys at a time; the query heads of a KV head share every row
-// Saved        lse where asked
-// Work         one task per (sequence, run of 256 keys), then one combination per (sequence, head)
-// Bytes        read q + visible keys x (K + V) of every KV head, once; written o + lse
-// FLOPs        2 (D + E) per visible key and head; 2 D where the V head is zero
-// Precision    products, sums and softmax in float32, rounded once at the end
-// Determinism  runs start at multiples of 256 positions: bits depend on the sequence alone, not on batch or threads
-// Limits       calls with dropout or with more than one query per sequence go to attention_forward
-// Source       split keys as in Dao et al., Flash-Decoding (2023); the combination is exact arithmetic on (maximum, sum, o)
+// Computes     attention of one query per sequence: the same values as attention_forward with
+// queries == 1 Shapes       as forward, N == number of sequences' rows Layout       K and V rows
+// are streamed as they lie, 64 keys at a time; the query heads of a KV head share every row Saved
+// lse where asked Work         one task per (sequence, run of 256 keys), then one combination per
+// (sequence, head) Bytes        read q + visible keys x (K + V) of every KV head, once; written o +
+// lse FLOPs        2 (D + E) per visible key and head; 2 D where the V head is zero Precision
+// products, sums and softmax in float32, rounded once at the end Determinism  runs start at
+// multiples of 256 positions: bits depend on the sequence alone, not on batch or threads Limits
+// calls with dropout or with more than one query per sequence go to attention_forward Source split
+// keys as in Dao et al., Flash-Decoding (2023); the combination is exact arithmetic on (maximum,
+// sum, o)
 #include "kernels/cpu/attention_common.h"
 
 namespace heirloom::cpu::HEIRLOOM_ISA {
@@ -32,29 +32,46 @@ int64_t run_count(const AttentionForwardArgs& a, const AttentionSequence& s) {
 /// A partial result of one head: maximum, sum, then E unnormalised outputs.
 int64_t partial_floats(const AttentionForwardArgs& a) { return kLanes + round_up(a.v_dim, kLanes); }
 
-/// Rows that are asked for while others are worked on.
+/// The rows of all heads of the next block, asked for (into L2) in the order of memory while this
+/// block is worked on.
 template <class T>
-struct Ahead {
-  const T* rows = nullptr;
-  int64_t stride = 0, count = 0, dim = 0;
-  void touch(int64_t i) const {
-    if (i >= count) return;
-    const char* p = reinterpret_cast<const char*>(rows + i * stride);
-    for (int64_t at = 0; at < dim * static_cast<int64_t>(sizeof(T)); at += 64) {
-      __builtin_prefetch(p + at, 0, 1);
+class Ahead {
+ public:
+  Ahead(const KvHead* heads, int64_t count, int64_t dim, int64_t first_row, int64_t rows)
+      : heads_(heads),
+        count_(count),
+        bytes_(dim * static_cast<int64_t>(sizeof(T))),
+        row_(first_row),
+        end_(first_row + rows) {}
+  /// One row of one head.
+  void touch() {
+    if (row_ >= end_) return;
+    const KvHead& head = heads_[head_];
+    if (head.data != nullptr) {
+      const char* p =
+          reinterpret_cast<const char*>(static_cast<const T*>(head.data) + row_ * head.row_stride);
+      for (int64_t at = 0; at < bytes_; at += 64) __builtin_prefetch(p + at, 0, 1);
+    }
+    if (++head_ == count_) {
+      head_ = 0;
+      ++row_;
     }
   }
+
+ private:
+  const KvHead* heads_;
+  int64_t count_, bytes_, row_, end_, head_ = 0;
 };
 
 /// scores[j] = scale q . k_j for `keys` rows, four at a time.
 template <class T>
 void score_rows(const float* q, const T* k, int64_t stride, int64_t keys, int64_t d, float scale,
-                const Ahead<T>& ahead, float* scores) {
+                Ahead<T>& ahead, float* scores) {
   const int64_t whole = d / kLanes * kLanes, tail = d - whole;
   for (int64_t j = 0; j < keys; j += 4) {
     const T* rows[4];
     for (int i = 0; i < 4; ++i) rows[i] = k + min64(j + i, keys - 1) * stride;
-    for (int64_t i = j; i < j + 4; ++i) ahead.touch(i);
+    for (int i = 0; i < 4; ++i) ahead.touch();
     Vf sum[4] = {};
     for (int64_t x = 0; x < whole; x += kLanes) {
       const Vf qv = load(q + x);
@@ -72,7 +89,7 @@ void score_rows(const float* q, const T* k, int64_t stride, int64_t keys, int64_
 /// o = o * factor + sum_j p[j] v_j
 template <class T, class U>
 void add_values(const float* p, const T* v, int64_t stride, int64_t keys, int64_t e, float factor,
-                const Ahead<U>& ahead, float* o) {
+                Ahead<U>& ahead, float* o) {
   constexpr int kGroup = 64 / kLanes;
   int64_t x = 0;
   for (; x + kGroup * kLanes <= e; x += kGroup * kLanes) {
@@ -80,8 +97,9 @@ void add_values(const float* p, const T* v, int64_t stride, int64_t keys, int64_
     for (int i = 0; i < kGroup; ++i) sum[i] = load(o + x + i * kLanes) * factor;
     for (int64_t j = 0; j < keys; ++j) {
       const Vf weight = set(p[j]);
-      if (x == 0) ahead.touch(j);
-      for (int i = 0; i < kGroup; ++i) sum[i] = fma(load(v + j * stride + x + i * kLanes), weight, sum[i]);
+      if (x == 0) ahead.touch();
+      for (int i = 0; i < kGroup; ++i)
+        sum[i] = fma(load(v + j * stride + x + i * kLanes), weight, sum[i]);
     }
     for (int i = 0; i < kGroup; ++i) store(o + x + i * kLanes, sum[i]);
   }
@@ -93,7 +111,8 @@ void add_values(const float* p, const T* v, int64_t stride, int64_t keys, int64_
   }
 }
 
-/// Turns scores into exp(score - new maximum), updates maximum and sum, returns the factor for what was summed before.
+/// Turns scores into exp(score - new maximum), updates maximum and sum, returns the factor for what
+/// was summed before.
 float softmax_block(float* scores, int64_t keys, float& maximum, float& sum) {
   for (int64_t j = keys; j < round_up(keys, kLanes); ++j) scores[j] = -INFINITY;
   Vf top = set(maximum);
@@ -111,15 +130,11 @@ float softmax_block(float* scores, int64_t keys, float& maximum, float& sum) {
   return factor;
 }
 
-/// `keys` rows of a K or V head from position j on.
+/// All heads of one run, block by block: the heads' rows lie side by side, and each page of the
+/// cache is visited once.
 template <class T>
-Ahead<T> block_rows(const KvHead& head, const AttentionSequence& s, int64_t j, int64_t keys, int64_t dim) {
-  return {static_cast<const T*>(head.data) + stream_row(s, j) * head.row_stride, head.row_stride, keys, dim};
-}
-
-/// All heads of one run, block by block: the heads' rows lie side by side, so each page of the cache is visited once.
-template <class T>
-void decode_run(const AttentionForwardArgs& a, const AttentionSequence& s, int64_t run, float* partials) {
+void decode_run(const AttentionForwardArgs& a, const AttentionSequence& s, int64_t run,
+                float* partials) {
   const int64_t d = a.qk_dim, e = a.v_dim, per_group = a.heads / a.kv_heads;
   static thread_local Scratch scratch;
   const int64_t ldk = round_up(d, kLanes), ldv = round_up(e, kLanes), width = partial_floats(a);
@@ -135,34 +150,27 @@ void decode_run(const AttentionForwardArgs& a, const AttentionSequence& s, int64
     for (int64_t x = 0; x < width; ++x) partial[x] = 0;
     partial[0] = -INFINITY;
   }
+  const auto block_end = [&s](int64_t j) { return min64((j / kTile + 1) * kTile, s.keys); };
   const int64_t end = min64(s.keys, (run + 1) * kRun);
-  const auto block_end = [end](int64_t j) { return min64((j / kTile + 1) * kTile, end); };
   for (int64_t j = max64(first_key(a, s), run * kRun); j < end; j = block_end(j)) {
-    const int64_t next = block_end(j), keys = next - j;
-    for (int64_t group = 0; group < a.kv_heads; ++group) {
-      const KvHead& value = a.v[group];
-      const bool is_mean = value.second != nullptr;
-      const Ahead<T> k = block_rows<T>(a.k[group], s, j, keys, d);
-      // While the scores are made, the values are on their way; while those are summed, the next keys.
-      Ahead<T> values, next_keys;
-      if (value.data != nullptr) values = block_rows<T>(value, s, j, keys, e);
-      if (group + 1 < a.kv_heads) {
-        next_keys = block_rows<T>(a.k[group + 1], s, j, keys, d);
-      } else if (next < end) {
-        next_keys = block_rows<T>(a.k[0], s, next, block_end(next) - next, d);
-      }
-      if (is_mean) load_head_rows<T>(value, s, j, keys, e, mean, ldv);
-      for (int64_t h = group * per_group; h < (group + 1) * per_group; ++h) {
-        float* partial = partials + h * width;
-        score_rows(q + h * ldk, k.rows, k.stride, keys, d, static_cast<float>(a.scale), values, scores);
-        const float factor = softmax_block(scores, keys, partial[0], partial[1]);
-        if (value.data == nullptr) continue;
-        if (is_mean) {
-          add_values(scores, mean, ldv, keys, e, factor, next_keys, partial + kLanes);
-        } else {
-          add_values(scores, values.rows, values.stride, keys, e, factor, next_keys, partial + kLanes);
-        }
-        values.count = next_keys.count = 0;
+    const int64_t next = block_end(j), keys = next - j, row = stream_row(s, j);
+    const int64_t next_keys = next < s.keys ? block_end(next) - next : 0;
+    const int64_t next_row = next_keys == 0 ? 0 : stream_row(s, next);
+    Ahead<T> k_ahead(a.k, a.kv_heads, d, next_row, next_keys),
+        v_ahead(a.v, a.kv_heads, e, next_row, next_keys);
+    for (int64_t h = 0; h < a.heads; ++h) {
+      const KvHead &key = a.k[h / per_group], &value = a.v[h / per_group];
+      float* partial = partials + h * width;
+      score_rows(q + h * ldk, static_cast<const T*>(key.data) + row * key.row_stride,
+                 key.row_stride, keys, d, static_cast<float>(a.scale), k_ahead, scores);
+      const float factor = softmax_block(scores, keys, partial[0], partial[1]);
+      if (value.data == nullptr) continue;
+      if (value.second == nullptr) {
+        add_values(scores, static_cast<const T*>(value.data) + row * value.row_stride,
+                   value.row_stride, keys, e, factor, v_ahead, partial + kLanes);
+      } else {
+        if (h % per_group == 0) load_head_rows<T>(value, s, j, keys, e, mean, ldv);
+        add_values(scores, mean, ldv, keys, e, factor, v_ahead, partial + kLanes);
       }
     }
   }
@@ -212,7 +220,7 @@ void attention_decode(const AttentionForwardArgs& args, Stream stream) {
   const int64_t outputs = args.sequence_count * args.heads;
 #pragma omp parallel if (runs > 1)
   {
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(static)
     for (int64_t run = 0; run < runs; ++run) {
       const AttentionSequence* s = args.sequences;
       int64_t local = run;
@@ -224,8 +232,8 @@ void attention_decode(const AttentionForwardArgs& args, Stream stream) {
       const int64_t number = output / args.heads, head = output % args.heads;
       int64_t run = 0;
       for (int64_t i = 0; i < number; ++i) run += run_count(args, args.sequences[i]);
-      combine_runs<T>(args, args.sequences[number], head, partials + run * run_stride + head * width,
-                      run_stride);
+      combine_runs<T>(args, args.sequences[number], head,
+                      partials + run * run_stride + head * width, run_stride);
     }
   }
 }

@@ -4,14 +4,13 @@
 // Shapes       x (R, K), W (M, K), y (R, M); bias (M)
 // Layout       row-major; W contiguous
 // Saved        nothing
-// Work         four rows of W at a time against up to six rows of x in registers; each thread a contiguous part of W
-// Bytes        read W once, x, bias; written y
-// FLOPs        2 R M K
-// Precision    float32: fma in kLanes partial sums; bfloat16: the same after widening, or pairs by vdpbf16ps with AVX-512 (sums in
+// Work         four rows of W at a time against up to six rows of x in registers; each thread a
+// contiguous part of W Bytes        read W once, x, bias; written y FLOPs        2 R M K Precision
+// float32: fma in kLanes partial sums; bfloat16: the same after widening, or pairs by vdpbf16ps
+// with AVX-512 (sums in
 //              float32, subnormals are zero); one rounding at the end
-// Determinism  an element is summed in an order that depends on K alone: not on R, M, threads or which rows stand beside it
-// Limits       none
-// Source       own
+// Determinism  an element is summed in an order that depends on K alone: not on R, M, threads or
+// which rows stand beside it Limits       none Source       own
 #include "heirloom/kernels/gemm.h"
 #include "kernels/cpu/simd.h"
 
@@ -20,7 +19,8 @@ namespace {
 
 constexpr int kWeightRows = 4;
 constexpr int kInputRows = 6;
-/// At least so far ahead of its use, in whole groups of four rows, a line of W is asked for (into L2).
+/// At least so far ahead of its use, in whole groups of four rows, a line of W is asked for (into
+/// L2).
 constexpr int64_t kPrefetchBytes = 16384;
 
 template <class T>
@@ -65,7 +65,8 @@ HEIRLOOM_INLINE void put(bfloat16* y, Vf4 v, int64_t count) {
   }
 }
 
-/// y[r, w] for R rows of x and the four rows of W at `weight`, of which `count` exist. Meanwhile asks for kAhead rows of W.
+/// y[r, w] for R rows of x and the four rows of W at `weight`, of which `count` exist. Meanwhile
+/// asks for kAhead rows of W.
 template <class T, int R, int kAhead>
 void dot_block(const LinearRowsArgs& a, const T* x, const T* weight, int64_t out, int64_t count,
                int64_t row, const T* ahead) {
@@ -114,12 +115,18 @@ void dot_rows(const LinearRowsArgs& a, int64_t row, int64_t rows, const T* weigh
               int64_t count, const T* ahead) {
   const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
   switch (rows) {
-    case 1: return dot_block<T, 1, kAhead>(a, x, weight, out, count, row, ahead);
-    case 2: return dot_block<T, 2, kAhead>(a, x, weight, out, count, row, ahead);
-    case 3: return dot_block<T, 3, kAhead>(a, x, weight, out, count, row, ahead);
-    case 4: return dot_block<T, 4, kAhead>(a, x, weight, out, count, row, ahead);
-    case 5: return dot_block<T, 5, kAhead>(a, x, weight, out, count, row, ahead);
-    default: return dot_block<T, 6, kAhead>(a, x, weight, out, count, row, ahead);
+    case 1:
+      return dot_block<T, 1, kAhead>(a, x, weight, out, count, row, ahead);
+    case 2:
+      return dot_block<T, 2, kAhead>(a, x, weight, out, count, row, ahead);
+    case 3:
+      return dot_block<T, 3, kAhead>(a, x, weight, out, count, row, ahead);
+    case 4:
+      return dot_block<T, 4, kAhead>(a, x, weight, out, count, row, ahead);
+    case 5:
+      return dot_block<T, 5, kAhead>(a, x, weight, out, count, row, ahead);
+    default:
+      return dot_block<T, 6, kAhead>(a, x, weight, out, count, row, ahead);
   }
 }
 
@@ -140,10 +147,18 @@ void linear_rows(const LinearRowsArgs& a, Stream) {
       const int64_t asked = (pass + 1) * kWeightRows / passes - first;
       const T* ahead = weight + distance + first * a.in;
       switch (asked) {
-        case 0: dot_rows<T, 0>(a, row, rows, weight, out, count, ahead); break;
-        case 1: dot_rows<T, 1>(a, row, rows, weight, out, count, ahead); break;
-        case 2: dot_rows<T, 2>(a, row, rows, weight, out, count, ahead); break;
-        default: dot_rows<T, 4>(a, row, rows, weight, out, count, ahead); break;
+        case 0:
+          dot_rows<T, 0>(a, row, rows, weight, out, count, ahead);
+          break;
+        case 1:
+          dot_rows<T, 1>(a, row, rows, weight, out, count, ahead);
+          break;
+        case 2:
+          dot_rows<T, 2>(a, row, rows, weight, out, count, ahead);
+          break;
+        default:
+          dot_rows<T, 4>(a, row, rows, weight, out, count, ahead);
+          break;
       }
     }
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// roofs.cpp: the fastest this processor multiplies and reads, as denominators for everything that is measured.
+// roofs.cpp: the fastest this processor multiplies and reads, as denominators for everything that
+// is measured.
 //
 // Computes   chains of fused multiply-adds on registers; a sum over memory.
 // Work       every OpenMP thread the same.
@@ -14,14 +15,20 @@
 namespace heirloom::cpu::HEIRLOOM_ISA {
 namespace {
 
-// Latency 4 times 2 issues per cycle needs 8 chains; 12 leave slack. Named one by one: an array would live in memory.
+// Latency 4 times 2 issues per cycle needs 8 chains; 12 leave slack. Named one by one: an array
+// would live in memory.
 constexpr int kChains = 12;
-#define HEIRLOOM_EACH_CHAIN(step) \
-  step(a0) step(a1) step(a2) step(a3) step(a4) step(a5) step(a6) step(a7) step(a8) step(a9) step(a10) step(a11)
+#define HEIRLOOM_EACH_CHAIN(step)                                                           \
+  step(a0) step(a1) step(a2) step(a3) step(a4) step(a5) step(a6) step(a7) step(a8) step(a9) \
+      step(a10) step(a11)
 // The empty assembly keeps each step from being folded with the next.
 #define HEIRLOOM_DEFINE(a) Vf a = set(1.0f);
-#define HEIRLOOM_FMA(a) a = a * b + c; asm volatile("" : "+v"(a));
-#define HEIRLOOM_DOT(a) a = reinterpret_cast<Vf>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(a), b, b)); asm volatile("" : "+v"(a));
+#define HEIRLOOM_FMA(a) \
+  a = a * b + c;        \
+  asm volatile("" : "+v"(a));
+#define HEIRLOOM_DOT(a)                                                          \
+  a = reinterpret_cast<Vf>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(a), b, b)); \
+  asm volatile("" : "+v"(a));
 #define HEIRLOOM_KEEP(a) asm volatile("" : : "v"(a));
 
 /// FLOPs done by `rounds` rounds on this thread.
@@ -58,9 +65,7 @@ double measure_flops(Dtype dtype) {
     double flops = 0;
     const double start = omp_get_wtime();
 #pragma omp parallel reduction(+ : flops)
-    {
-      flops += dtype == Dtype::kBFloat16 ? multiply_add_bfloat16(kRounds) : multiply_add(kRounds);
-    }
+    { flops += dtype == Dtype::kBFloat16 ? multiply_add_bfloat16(kRounds) : multiply_add(kRounds); }
     const double rate = flops / (omp_get_wtime() - start);
     best = rate > best ? rate : best;
   }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A thin vector layer over GCC vector extensions: Vf holds kLanes floats, 16 with AVX-512 and 8 with AVX2. Everything is static
-// and inside the namespace of the instruction set, so that no object file can lend its code to another.
+// A thin vector layer over GCC vector extensions: Vf holds kLanes floats, 16 with AVX-512 and 8
+// with AVX2. Everything is static and inside the namespace of the instruction set, so that no
+// object file can lend its code to another.
 #pragma once
 
 #include <immintrin.h>
@@ -24,7 +25,8 @@ inline constexpr int kLanes = 8;
 #endif
 
 typedef float Vf __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Vi __attribute__((vector_size(4 * kLanes)));  // also the type of comparisons: 0 or -1
+typedef int32_t Vi
+    __attribute__((vector_size(4 * kLanes)));  // also the type of comparisons: 0 or -1
 typedef uint32_t Vu __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Vh __attribute__((vector_size(2 * kLanes)));
 typedef float Vf4 __attribute__((vector_size(16)));
@@ -37,8 +39,8 @@ HEIRLOOM_INLINE constexpr int64_t round_up(int64_t n, int64_t multiple) {
 HEIRLOOM_INLINE Vf set(float x) { return x - Vf{}; }
 HEIRLOOM_INLINE Vi set_int(int32_t x) { return x - Vi{}; }
 HEIRLOOM_INLINE Vi lane_numbers() {
-  return []<int... I>(std::integer_sequence<int, I...>) { return Vi{I...}; }(
-             std::make_integer_sequence<int, kLanes>());
+  return []<int... I>(std::integer_sequence<int, I...>) { return Vi{I...}; }
+  (std::make_integer_sequence<int, kLanes>());
 }
 
 HEIRLOOM_INLINE Vf widen(Vh h) {
@@ -121,7 +123,8 @@ HEIRLOOM_INLINE Vf8 high_half(Vf v) {
 }
 #endif
 
-/// Sums of four vectors, (a0 + .. , b0 + .. , c0 + .. , d0 + ..): the same order of additions for each of them.
+/// Sums of four vectors, (a0 + .. , b0 + .. , c0 + .. , d0 + ..): the same order of additions for
+/// each of them.
 HEIRLOOM_INLINE Vf4 reduce_add4(Vf a, Vf b, Vf c, Vf d) {
 #if defined(__AVX512F__)
   const Vf ab = _mm512_maskz_unpacklo_ps(0xffff, a, b) + _mm512_maskz_unpackhi_ps(0xffff, a, b);
@@ -158,7 +161,8 @@ HEIRLOOM_INLINE float reduce_max(Vf v) {
 }
 
 /// e^x within 2 ulp; 0 for -inf, inf past the range, NaN for NaN; exp(0) is exactly 1.
-/// x = n ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + r + r^2 q(r), q of degree 4 through the Chebyshev nodes (relative error 1e-8).
+/// x = n ln 2 + r, |r| <= ln 2 / 2; e^r = 1 + r + r^2 q(r), q of degree 4 through the Chebyshev
+/// nodes (relative error 1e-8).
 HEIRLOOM_INLINE Vf exp(Vf x) {
   x = min(set(89.0f), max(set(-104.0f), x));
 #if defined(__AVX512F__)
@@ -191,10 +195,11 @@ HEIRLOOM_INLINE void transpose_stage(Vf (&v)[kLanes]) {
   for (int i = 0; i < kLanes; ++i) {
     if (i & kHalf) continue;
     const Vf a = v[i], b = v[i + kHalf];
-    []<int... I>(Vf& low, Vf& high, Vf x, Vf y, std::integer_sequence<int, I...>) {
+    []<int... I>(Vf & low, Vf & high, Vf x, Vf y, std::integer_sequence<int, I...>) {
       low = __builtin_shufflevector(x, y, ((I & kHalf) ? kLanes + I - kHalf : I)...);
       high = __builtin_shufflevector(x, y, ((I & kHalf) ? kLanes + I : I + kHalf)...);
-    }(v[i], v[i + kHalf], a, b, std::make_integer_sequence<int, kLanes>());
+    }
+    (v[i], v[i + kHalf], a, b, std::make_integer_sequence<int, kLanes>());
   }
 }
 HEIRLOOM_INLINE void transpose(Vf (&v)[kLanes]) {
@@ -204,7 +209,8 @@ HEIRLOOM_INLINE void transpose(Vf (&v)[kLanes]) {
   transpose_stage<1>(v);
 }
 
-/// A buffer that only grows; its contents are lost when it does. Aligned to a cache line. Meant as `static thread_local`.
+/// A buffer that only grows; its contents are lost when it does. Aligned to a cache line. Meant as
+/// `static thread_local`.
 class Scratch {
  public:
   Scratch() = default;

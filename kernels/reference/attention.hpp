@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// attention in plain loops (include/heirloom/kernels/attention.h). T: float, bfloat16 (arithmetic in float) or double.
-// Serial, O(S) memory; every feature of the contract. The oracle of the other kernels, and the float64 kernel.
+// attention in plain loops (include/heirloom/kernels/attention.h). T: float, bfloat16 (arithmetic
+// in float) or double. Serial, O(S) memory; every feature of the contract. The oracle of the other
+// kernels, and the float64 kernel.
 #pragma once
 
 #include <cmath>
@@ -31,7 +32,8 @@ compute_t<T> element(const KvHead& head, const AttentionSequence& s, int64_t j, 
 
 /// 0 where dropped, else 1 / (1 - rate).
 template <class C>
-C dropout_factor(const AttentionDropout& dropout, uint32_t sequence, int64_t head, int64_t i, int64_t j) {
+C dropout_factor(const AttentionDropout& dropout, uint32_t sequence, int64_t head, int64_t i,
+                 int64_t j) {
   if (dropout.rate == 0) return 1;
   const auto words = philox(dropout.key, {static_cast<uint32_t>(j / 4), static_cast<uint32_t>(i),
                                           static_cast<uint32_t>(head), sequence});
@@ -45,8 +47,8 @@ inline int64_t first_visible(const AttentionForwardArgs& a, int64_t position) {
 
 /// scale * q . k_j
 template <class T>
-compute_t<T> score(const AttentionForwardArgs& a, const AttentionSequence& s, const T* q, int64_t group,
-                   int64_t j) {
+compute_t<T> score(const AttentionForwardArgs& a, const AttentionSequence& s, const T* q,
+                   int64_t group, int64_t j) {
   using C = compute_t<T>;
   C dot = 0;
   for (int64_t d = 0; d < a.qk_dim; ++d) {
@@ -55,7 +57,8 @@ compute_t<T> score(const AttentionForwardArgs& a, const AttentionSequence& s, co
   return dot * static_cast<C>(a.scale);
 }
 
-/// Which addresses have been used in a sequence of the call: the first use obeys `add`, later ones add.
+/// Which addresses have been used in a sequence of the call: the first use obeys `add`, later ones
+/// add.
 class UsedAddresses {
  public:
   bool use(const void* address) {
@@ -157,7 +160,8 @@ void attention_backward(const AttentionBackwardArgs& b, Stream) {
           const T* dout = static_cast<const T*>(b.dout) + row * a.o_stride + h * a.v_dim;
           const C lse = static_cast<const C*>(a.lse)[row * a.heads + h];
           C delta = 0;
-          for (int64_t e = 0; e < a.v_dim; ++e) delta += static_cast<C>(dout[e]) * static_cast<C>(o[e]);
+          for (int64_t e = 0; e < a.v_dim; ++e)
+            delta += static_cast<C>(dout[e]) * static_cast<C>(o[e]);
           dq.assign(dq.size(), C(0));
           for (int64_t j = detail::first_visible(a, i); j <= i; ++j) {
             const C p = std::exp(detail::score<T>(a, s, q, group, j) - lse);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// linear_rows in plain loops (include/heirloom/kernels/gemm.h). T: float, bfloat16 (sums in float) or double.
+// linear_rows in plain loops (include/heirloom/kernels/gemm.h). T: float, bfloat16 (sums in float)
+// or double.
 #pragma once
 
 #include "heirloom/kernels/gemm.h"

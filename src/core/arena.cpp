@@ -10,15 +10,18 @@
 namespace heirloom {
 namespace {
 
-int64_t aligned(int64_t bytes) { return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment; }
+int64_t aligned(int64_t bytes) {
+  return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+}
 
 void* map_pages(int64_t bytes) {
   if (bytes == 0) return nullptr;
   void* p = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) {
-    throw_error<OutOfMemoryError>("[memory] expected {:.2f} GiB of address space; the system refused",
-                                  static_cast<double>(bytes) / (1 << 30));
+    throw_error<OutOfMemoryError>(
+        "[memory] expected {:.2f} GiB of address space; the system refused",
+        static_cast<double>(bytes) / (1 << 30));
   }
   if (bytes >= (4 << 20)) madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);
   return p;
@@ -41,7 +44,8 @@ MemoryPlan plan_memory(const std::vector<BufferLifetime>& lifetimes) {
   }
   std::sort(events.begin(), events.end());
   int64_t live = 0;
-  for (const auto& [time, delta] : events) plan.floor_bytes = std::max(plan.floor_bytes, live += delta);
+  for (const auto& [time, delta] : events)
+    plan.floor_bytes = std::max(plan.floor_bytes, live += delta);
 
   std::vector<size_t> order(n);
   std::iota(order.begin(), order.end(), size_t{0});
@@ -60,9 +64,10 @@ MemoryPlan plan_memory(const std::vector<BufferLifetime>& lifetimes) {
     }
     plan.offsets[i] = offset;
     plan.peak_bytes = std::max(plan.peak_bytes, offset + buffer.bytes);
-    placed.insert(std::upper_bound(placed.begin(), placed.end(), i,
-                                   [&](size_t a, size_t b) { return plan.offsets[a] < plan.offsets[b]; }),
-                  i);
+    placed.insert(
+        std::upper_bound(placed.begin(), placed.end(), i,
+                         [&](size_t a, size_t b) { return plan.offsets[a] < plan.offsets[b]; }),
+        i);
   }
   return plan;
 }
@@ -118,7 +123,8 @@ Tensor Arena::allocate(Shape shape, Dtype dtype) {
       const size_t n = static_cast<size_t>(next_);
       if (n >= plan_.bytes.size() || plan_.bytes[n] != bytes) {
         throw_error<InternalError>(
-            "[memory plan] expected allocation {} of {} bytes; got {} bytes of {}: the step differs from the recorded one",
+            "[memory plan] expected allocation {} of {} bytes; got {} bytes of {}: the step "
+            "differs from the recorded one",
             n, n < plan_.bytes.size() ? plan_.bytes[n] : -1, bytes, shape.str());
       }
       buffer = &buffers_[n];

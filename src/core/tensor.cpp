@@ -33,7 +33,8 @@ std::string Shape::str() const {
 }
 
 Tensor::Tensor(Buffer* buffer, int64_t offset_bytes, Shape shape, Dtype dtype, int64_t row_stride)
-    : data_(buffer->data == nullptr ? nullptr : static_cast<std::byte*>(buffer->data) + offset_bytes),
+    : data_(buffer->data == nullptr ? nullptr
+                                    : static_cast<std::byte*>(buffer->data) + offset_bytes),
       buffer_(buffer),
       shape_(shape),
       row_stride_(row_stride ? row_stride : shape.cols()),

@@ -11,7 +11,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 int64_t free_memory() {
   std::ifstream in("/proc/meminfo");
@@ -24,7 +26,8 @@ int64_t free_memory() {
 int64_t cache_blocks(const Transformer& model, const EngineOptions& options) {
   const int64_t block = PagedKvCache::block_bytes(model.layout(), model.dtype());
   if (options.cache_bytes > 0) return std::max<int64_t>(1, options.cache_bytes / block);
-  const int64_t wanted = options.max_sequences * PagedKvCache::blocks_for(std::max<int64_t>(options.max_tokens, 1));
+  const int64_t wanted =
+      options.max_sequences * PagedKvCache::blocks_for(std::max<int64_t>(options.max_tokens, 1));
   return std::max<int64_t>(1, std::min(wanted, free_memory() / 2 / block));
 }
 
@@ -43,14 +46,16 @@ const char* finish_reason_name(FinishReason reason) {
 }
 
 struct Engine::Sequence {
-  Sequence(GenerationRequest r, const Tokenizer* tokenizer) : request(std::move(r)), tokens(request.prompt) {
+  Sequence(GenerationRequest r, const Tokenizer* tokenizer)
+      : request(std::move(r)), tokens(request.prompt) {
     key = hash_name(request.id);
     if (tokenizer) decoder.emplace(*tokenizer, DecodeOptions{.skip_special = true});
   }
   int64_t prompt_size() const { return static_cast<int64_t>(request.prompt.size()); }
   bool prefilled() const { return cached >= prompt_size(); }
   int64_t slot(int64_t position) const {
-    return blocks[static_cast<size_t>(position / kKvBlockTokens)] * kKvBlockTokens + position % kKvBlockTokens;
+    return blocks[static_cast<size_t>(position / kKvBlockTokens)] * kKvBlockTokens +
+           position % kKvBlockTokens;
   }
   AttentionSequence attention(int64_t query_row, int64_t queries, int64_t keys) const {
     AttentionSequence s;
@@ -64,7 +69,7 @@ struct Engine::Sequence {
   GenerationRequest request;
   std::vector<int32_t> tokens;  // prompt and generated
   std::vector<int32_t> blocks;
-  int64_t cached = 0;           // positions whose keys and values are in the cache
+  int64_t cached = 0;  // positions whose keys and values are in the cache
   uint64_t key = 0;
   GenerationResult result;
   std::optional<StreamDecoder> decoder;
@@ -81,7 +86,8 @@ Engine::Engine(Transformer& model, const Tokenizer* tokenizer, EngineOptions opt
       arena_(model.device()) {
   for (size_t s = 0; s < model.layout().streams.size(); ++s) {
     const KvStream& stream = model.layout().streams[s];
-    statistics_.streams.push_back({stream.layer + 1, stream_kind_name(stream.kind), cache_.allocated_bytes(s), 0});
+    statistics_.streams.push_back(
+        {stream.layer + 1, stream_kind_name(stream.kind), cache_.allocated_bytes(s), 0});
   }
 }
 
@@ -94,15 +100,18 @@ std::string Engine::reject_reason(const GenerationRequest& request) const {
   for (int64_t i = 0; i < size; ++i) {
     const int32_t token = request.prompt[static_cast<size_t>(i)];
     if (token < 0 || token >= config.vocab_size) {
-      return fmt::format("[prompt] expected token ids below {}; got {} at position {}", config.vocab_size, token, i);
+      return fmt::format("[prompt] expected token ids below {}; got {} at position {}",
+                         config.vocab_size, token, i);
     }
   }
   if (config.position == PositionKind::kLearned && size + 1 > config.max_position_embeddings) {
-    return fmt::format("[prompt] expected fewer than {} tokens (learned positions); got {}", config.max_position_embeddings, size);
+    return fmt::format("[prompt] expected fewer than {} tokens (learned positions); got {}",
+                       config.max_position_embeddings, size);
   }
   if (PagedKvCache::blocks_for(size + request.max_new_tokens) > cache_.blocks()) {
-    return fmt::format("[prompt] expected at most {} tokens with max_new_tokens to fit the KV cache; got {} + {}",
-                       cache_.blocks() * kKvBlockTokens, size, request.max_new_tokens);
+    return fmt::format(
+        "[prompt] expected at most {} tokens with max_new_tokens to fit the KV cache; got {} + {}",
+        cache_.blocks() * kKvBlockTokens, size, request.max_new_tokens);
   }
   return {};
 }
@@ -113,8 +122,9 @@ bool Engine::admit(const Next& next, const Done& done) {
     if (!waiting_) return false;
     GenerationRequest& request = *waiting_;
     if (model_.config().position == PositionKind::kLearned) {
-      request.max_new_tokens = std::min(request.max_new_tokens, model_.config().max_position_embeddings -
-                                                                    static_cast<int64_t>(request.prompt.size()));
+      request.max_new_tokens =
+          std::min(request.max_new_tokens, model_.config().max_position_embeddings -
+                                               static_cast<int64_t>(request.prompt.size()));
     }
     if (std::string reason = reject_reason(request); !reason.empty()) {
       GenerationResult result;
@@ -170,7 +180,8 @@ void Engine::prefill() {
     const int64_t keys = p.begin + p.count;
     sequences.push_back(p.sequence->attention(p.row, p.count, keys));
     if (keys == p.sequence->prompt_size()) {
-      wanted_sequences.push_back(p.sequence->attention(static_cast<int64_t>(wanted_rows.size()), 1, keys));
+      wanted_sequences.push_back(
+          p.sequence->attention(static_cast<int64_t>(wanted_rows.size()), 1, keys));
       wanted_rows.push_back(static_cast<int32_t>(p.row + p.count - 1));
       wanted_positions.push_back(static_cast<int32_t>(keys - 1));
       ready.push_back(p.sequence);
@@ -181,8 +192,8 @@ void Engine::prefill() {
   Context context{arena_};
   context.phase = Phase::kPrefill;
   const WantedRows wanted{wanted_rows, wanted_positions, wanted_sequences};
-  const Variable hidden =
-      model_.hidden(context, {tokens.data(), positions.data(), kPrefillRows}, store, Recompute::kNone, &wanted);
+  const Variable hidden = model_.hidden(context, {tokens.data(), positions.data(), kPrefillRows},
+                                        store, Recompute::kNone, &wanted);
   statistics_.prefill_tokens += rows;
   statistics_.cached_tokens += rows;
   statistics_.upper_rows += static_cast<int64_t>(wanted_rows.size());
@@ -219,7 +230,8 @@ void Engine::decode() {
   statistics_.decode_seconds += seconds_since(start);
 }
 
-void Engine::take_logits(Context& context, const Tensor& hidden, const std::vector<Sequence*>& sequences) {
+void Engine::take_logits(Context& context, const Tensor& hidden,
+                         const std::vector<Sequence*>& sequences) {
   context.phase = Phase::kDecode;
   const Tensor logits = model_.logits(context, hidden);
   const int64_t v = logits.dim(1);
@@ -242,8 +254,8 @@ void Engine::append_token(Sequence& s, std::span<float> logits) {
   s.tokens.push_back(sampled.token);
   s.result.tokens.push_back(sampled.token);
   if (s.request.logprobs) s.result.logprobs.push_back(sampled.logprob);
-  const bool eos = !s.request.ignore_eos &&
-                   std::find(options_.eos.begin(), options_.eos.end(), sampled.token) != options_.eos.end();
+  const bool eos = !s.request.ignore_eos && std::find(options_.eos.begin(), options_.eos.end(),
+                                                      sampled.token) != options_.eos.end();
   if (eos) {
     s.finished = true;
     s.result.reason = FinishReason::kEos;
@@ -265,14 +277,17 @@ void Engine::append_token(Sequence& s, std::span<float> logits) {
     s.result.reason = FinishReason::kStop;
   }
   // What might be the beginning of a stop string is held back.
-  const size_t safe = s.finished ? s.text.size() : s.text.size() - std::min(s.text.size(), longest_stop ? longest_stop - 1 : 0);
+  const size_t safe =
+      s.finished ? s.text.size()
+                 : s.text.size() - std::min(s.text.size(), longest_stop ? longest_stop - 1 : 0);
   if (safe > s.streamed) {
     if (on_text_) on_text_(s.request.id, s.text.substr(s.streamed, safe - s.streamed));
     s.streamed = safe;
   }
 }
 
-void Engine::run(const Next& next, const Done& done, const OnText& on_text, const std::function<bool()>& stop) {
+void Engine::run(const Next& next, const Done& done, const OnText& on_text,
+                 const std::function<bool()>& stop) {
   on_text_ = on_text;
   while (!(stop && stop())) {
     admit(next, done);
@@ -283,7 +298,8 @@ void Engine::run(const Next& next, const Done& done, const OnText& on_text, cons
       if (!sequence->finished) continue;
       const KvLayout& layout = model_.layout();
       for (size_t i = 0; i < layout.streams.size(); ++i) {
-        statistics_.streams[i].used_bytes += sequence->cached * layout.streams[i].width * dtype_size(model_.dtype());
+        statistics_.streams[i].used_bytes +=
+            sequence->cached * layout.streams[i].width * dtype_size(model_.dtype());
       }
       cache_.give_back(sequence->blocks);
       if (tokenizer_) sequence->result.text = std::move(sequence->text);

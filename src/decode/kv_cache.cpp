@@ -9,7 +9,8 @@ PagedKvCache::PagedKvCache(const KvLayout& layout, Dtype dtype, int64_t blocks) 
     HostMemory& memory = memory_.emplace_back(rows * s.width * dtype_size(dtype));
     streams_.emplace_back(memory.data(), Shape{rows, s.width}, dtype);
   }
-  for (int64_t b = blocks; b >= 1; --b) free_.push_back(static_cast<int32_t>(b));  // block 0 takes padding
+  for (int64_t b = blocks; b >= 1; --b)
+    free_.push_back(static_cast<int32_t>(b));  // block 0 takes padding
 }
 
 int64_t PagedKvCache::block_bytes(const KvLayout& layout, Dtype dtype) {
@@ -26,6 +27,8 @@ std::vector<int32_t> PagedKvCache::take(int64_t count) {
   return taken;
 }
 
-void PagedKvCache::give_back(const std::vector<int32_t>& blocks) { free_.insert(free_.end(), blocks.rbegin(), blocks.rend()); }
+void PagedKvCache::give_back(const std::vector<int32_t>& blocks) {
+  free_.insert(free_.end(), blocks.rbegin(), blocks.rend());
+}
 
 }  // namespace heirloom

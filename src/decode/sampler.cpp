@@ -10,7 +10,8 @@ namespace heirloom {
 namespace {
 
 int32_t argmax(std::span<const float> logits) {
-  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());  // the first of equals
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) -
+                              logits.begin());  // the first of equals
 }
 
 double log_sum_exp(std::span<const float> logits, float top) {
@@ -31,8 +32,8 @@ void penalise(std::span<float> logits, double penalty, std::span<const int32_t> 
 
 }  // namespace
 
-SampledToken sample_token(std::span<float> logits, const SamplingOptions& options, std::span<const int32_t> seen,
-                          uint64_t sequence_key, int64_t index) {
+SampledToken sample_token(std::span<float> logits, const SamplingOptions& options,
+                          std::span<const int32_t> seen, uint64_t sequence_key, int64_t index) {
   SampledToken result;
   const std::vector<float> own(logits.begin(), logits.end());
   const double normaliser = log_sum_exp(own, own[static_cast<size_t>(argmax(own))]);
@@ -55,7 +56,8 @@ SampledToken sample_token(std::span<float> logits, const SamplingOptions& option
   if (options.top_k > 0) kept = std::min(kept, static_cast<size_t>(options.top_k));
   const bool cut_by_mass = options.top_p < 1 || options.min_p > 0;
   if (kept < order.size()) {
-    std::partial_sort(order.begin(), order.begin() + static_cast<ptrdiff_t>(kept), order.end(), more_likely);
+    std::partial_sort(order.begin(), order.begin() + static_cast<ptrdiff_t>(kept), order.end(),
+                      more_likely);
   } else if (cut_by_mass) {
     std::sort(order.begin(), order.end(), more_likely);
   }
@@ -63,7 +65,8 @@ SampledToken sample_token(std::span<float> logits, const SamplingOptions& option
   std::vector<double> weights(kept);
   double total = 0;
   for (size_t i = 0; i < kept; ++i) {
-    total += weights[i] = std::exp((static_cast<double>(logits[static_cast<size_t>(order[i])]) - top) / options.temperature);
+    total += weights[i] = std::exp(
+        (static_cast<double>(logits[static_cast<size_t>(order[i])]) - top) / options.temperature);
   }
   if (options.top_p < 1) {
     double mass = 0;
@@ -78,8 +81,9 @@ SampledToken sample_token(std::span<float> logits, const SamplingOptions& option
   }
   total = std::accumulate(weights.begin(), weights.begin() + static_cast<ptrdiff_t>(kept), 0.0);
 
-  const auto bits = philox(mix_key(options.seed, sequence_key),
-                           {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 0, 0});
+  const auto bits =
+      philox(mix_key(options.seed, sequence_key),
+             {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 0, 0});
   const double u = (static_cast<double>(bits[0]) * 0x1p32 + static_cast<double>(bits[1])) * 0x1p-64;
   double left = u * total;
   for (size_t i = 0; i < kept; ++i) {

@@ -155,7 +155,7 @@ PerplexityResult evaluate_perplexity(Transformer& model, const SequenceSet& data
 int64_t perplexity_memory(const ModelConfig& config, Dtype dtype, int64_t rows, int64_t longest) {
   const Device meta{DeviceKind::kMeta, 0};
   Transformer model(config, meta, dtype);
-  model.ensure_positions(longest);
+  if (config.position == PositionKind::kRope) model.ensure_positions(longest);
   const std::vector<int32_t> sequence(static_cast<size_t>(rows + 1), 0);
   Pass pass;
   pass.add(sequence, {0, rows, rows});

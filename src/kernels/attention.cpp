@@ -22,10 +22,13 @@ double visible_pairs(const AttentionSequence& s, int64_t window) {
 double visible_keys(const AttentionSequence& s, int64_t window) {
   if (s.queries == 0) return 0;
   const int64_t first = s.keys - s.queries;
-  return static_cast<double>(window == 0 ? s.keys : s.keys - std::max<int64_t>(0, first - window + 1));
+  return static_cast<double>(window == 0 ? s.keys
+                                         : s.keys - std::max<int64_t>(0, first - window + 1));
 }
 
-double value_sources(const KvHead& v) { return v.data == nullptr ? 0 : v.second == nullptr ? 1 : 2; }
+double value_sources(const KvHead& v) {
+  return v.data == nullptr ? 0 : v.second == nullptr ? 1 : 2;
+}
 
 }  // namespace
 
@@ -71,7 +74,8 @@ KernelCost attention_backward_cost(const AttentionBackwardArgs& b, Dtype dtype) 
         if (grad.data == nullptr) return;
         const double bytes = rows * width * (grad.is_accumulate_dtype ? accumulate : size);
         cost.bytes_written += bytes * (grad.second == nullptr ? 1 : 2);
-        cost.bytes_read += bytes * ((grad.add ? 1 : 0) + (grad.second != nullptr && grad.add_second ? 1 : 0));
+        cost.bytes_read +=
+            bytes * ((grad.add ? 1 : 0) + (grad.second != nullptr && grad.add_second ? 1 : 0));
       };
       gradient(b.dk[g], d);
       gradient(b.dv[g], e);

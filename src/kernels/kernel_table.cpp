@@ -34,19 +34,21 @@ void KernelTableBase::missing(DeviceKind device, Dtype dtype) const {
   for (const DeviceKind d : kDevices) {
     for (const Dtype t : kDtypes) {
       if (has(d, t)) {
-        have += fmt::format("{}{} {}", have.empty() ? "" : ", ", d == DeviceKind::kCpu ? "cpu" : "cuda", dtype_name(t));
+        have += fmt::format("{}{} {}", have.empty() ? "" : ", ",
+                            d == DeviceKind::kCpu ? "cpu" : "cuda", dtype_name(t));
       }
     }
   }
-  throw_error<UnsupportedError>("[{}] no kernel for ({}, {}); have: {}", name_, device_name({device, 0}),
-                                dtype_name(dtype), have.empty() ? "none" : have);
+  throw_error<UnsupportedError>("[{}] no kernel for ({}, {}); have: {}", name_,
+                                device_name({device, 0}), dtype_name(dtype),
+                                have.empty() ? "none" : have);
 }
 
 // The tables, one per op. A table is born on first use, which a registrar makes.
-#define HEIRLOOM_KERNEL_TABLE(op, Args)   \
-  KernelTable<Args>& op##_table() {       \
-    static KernelTable<Args> table(#op);  \
-    return table;                         \
+#define HEIRLOOM_KERNEL_TABLE(op, Args)  \
+  KernelTable<Args>& op##_table() {      \
+    static KernelTable<Args> table(#op); \
+    return table;                        \
   }
 HEIRLOOM_KERNEL_TABLE(gemm, GemmArgs)
 HEIRLOOM_KERNEL_TABLE(linear_rows, LinearRowsArgs)

@@ -62,8 +62,9 @@ void read_into(const StoredTensor& stored, int64_t n, const std::string& name, T
 using TensorMap = std::map<std::string, StoredTensor>;
 
 /// Reads every slice of `parameters` from `tensors` and notes the names in `seen`.
-void read_slices(const TensorMap& tensors, const std::string& origin, const ParameterStore& parameters,
-                 const FlatTensors& flat, std::set<std::string>& seen) {
+void read_slices(const TensorMap& tensors, const std::string& origin,
+                 const ParameterStore& parameters, const FlatTensors& flat,
+                 std::set<std::string>& seen) {
   for (const NamedParameter& p : parameters.all()) {
     for (const ParameterSlice& slice : p.slices) {
       const std::string name = flat.prefix + slice.name;
@@ -71,13 +72,14 @@ void read_slices(const TensorMap& tensors, const std::string& origin, const Para
       const auto it = tensors.find(name);
       if (it == tensors.end()) {
         throw_error<FormatError>(
-            "[weights] expected tensor {}; got {} tensors without it in {}; is config.json of the same model?", name,
-            tensors.size(), origin);
+            "[weights] expected tensor {}; got {} tensors without it in {}; is config.json of the "
+            "same model?",
+            name, tensors.size(), origin);
       }
       const std::vector<int64_t> shape = p.stored_shape(slice);
       if (it->second.shape != shape) {
-        throw_error<FormatError>("[weights] expected tensor {} of shape {}; got {} in {}", name, shape_text(shape),
-                                 shape_text(it->second.shape), origin);
+        throw_error<FormatError>("[weights] expected tensor {} of shape {}; got {} in {}", name,
+                                 shape_text(shape), shape_text(it->second.shape), origin);
       }
       const int64_t first = p.offset + slice.begin * p.columns();
       const int64_t n = (slice.end - slice.begin) * p.columns();
@@ -95,11 +97,14 @@ void read_slices(const TensorMap& tensors, const std::string& origin, const Para
   }
 }
 
-void reject_other(const TensorMap& tensors, const std::string& origin, const std::set<std::string>& seen) {
+void reject_other(const TensorMap& tensors, const std::string& origin,
+                  const std::set<std::string>& seen) {
   for (const auto& [name, tensor] : tensors) {
     if (!seen.contains(name)) {
-      throw_error<FormatError>("[weights] expected only the model's tensors; got {} {} in {}; is config.json of the same model?",
-                               name, shape_text(tensor.shape), origin);
+      throw_error<FormatError>(
+          "[weights] expected only the model's tensors; got {} {} in {}; is config.json of the "
+          "same model?",
+          name, shape_text(tensor.shape), origin);
     }
   }
 }
@@ -118,36 +123,41 @@ float element_as_float(const std::byte* data, Dtype dtype, int64_t i) {
 
 }  // namespace
 
-void load_weights(const fs::path& directory, const ModelConfig& config, const ParameterStore& parameters, void* flat,
-                  Dtype dtype) {
+void load_weights(const fs::path& directory, const ModelConfig& config,
+                  const ParameterStore& parameters, void* flat, Dtype dtype) {
   const SafetensorsModel model(directory);
   std::set<std::string> seen;
   read_slices(model.tensors(), directory.string(), parameters, {"", flat, dtype}, seen);
   for (const auto& [name, tensor] : model.tensors()) {
-    // A tied head may be stored all the same, and old LLaMA checkpoints carry their rope table; neither is a weight.
+    // A tied head may be stored all the same, and old LLaMA checkpoints carry their rope table;
+    // neither is a weight.
     if (name.ends_with("rotary_emb.inv_freq")) seen.insert(name);
   }
   if (config.tie_word_embeddings) seen.insert("lm_head.weight");
   reject_other(model.tensors(), directory.string(), seen);
 }
 
-void load_flat(const fs::path& file, const ParameterStore& parameters, const std::vector<FlatTensors>& flats) {
+void load_flat(const fs::path& file, const ParameterStore& parameters,
+               const std::vector<FlatTensors>& flats) {
   const SafetensorsFile stored(file);
   std::set<std::string> seen;
-  for (const FlatTensors& flat : flats) read_slices(stored.tensors(), file.string(), parameters, flat, seen);
+  for (const FlatTensors& flat : flats)
+    read_slices(stored.tensors(), file.string(), parameters, flat, seen);
   reject_other(stored.tensors(), file.string(), seen);
 }
 
-std::string save_flat(const fs::path& file, const ParameterStore& parameters, const std::vector<FlatTensors>& flats,
-                      Dtype stored) {
+std::string save_flat(const fs::path& file, const ParameterStore& parameters,
+                      const std::vector<FlatTensors>& flats, Dtype stored) {
   std::vector<TensorToWrite> tensors;
   for (const FlatTensors& flat : flats) {
     for (const NamedParameter& p : parameters.all()) {
       for (const ParameterSlice& slice : p.slices) {
         const int64_t first = p.offset + slice.begin * p.columns();
         const int64_t n = (slice.end - slice.begin) * p.columns();
-        const std::byte* data = static_cast<const std::byte*>(flat.data) + first * dtype_size(flat.dtype);
-        const auto fill = [data, n, dtype = flat.dtype, stored](const std::function<void(const void*, size_t)>& out) {
+        const std::byte* data =
+            static_cast<const std::byte*>(flat.data) + first * dtype_size(flat.dtype);
+        const auto fill = [data, n, dtype = flat.dtype,
+                           stored](const std::function<void(const void*, size_t)>& out) {
           if (dtype == stored) return out(data, static_cast<size_t>(n * dtype_size(dtype)));
           HEIRLOOM_ASSERT(stored != Dtype::kFloat64);
           std::array<float, 4096> run;
@@ -159,11 +169,13 @@ std::string save_flat(const fs::path& file, const ParameterStore& parameters, co
               run[static_cast<size_t>(j)] = element_as_float(data, dtype, i + j);
               half[static_cast<size_t>(j)] = bfloat16(run[static_cast<size_t>(j)]);
             }
-            const void* converted = stored == Dtype::kBFloat16 ? static_cast<const void*>(half.data()) : run.data();
+            const void* converted =
+                stored == Dtype::kBFloat16 ? static_cast<const void*>(half.data()) : run.data();
             out(converted, static_cast<size_t>(m * dtype_size(stored)));
           }
         };
-        tensors.push_back({flat.prefix + slice.name, stored_name(stored), p.stored_shape(slice), fill});
+        tensors.push_back(
+            {flat.prefix + slice.name, stored_name(stored), p.stored_shape(slice), fill});
       }
     }
   }
@@ -181,7 +193,8 @@ std::string write_model(const fs::path& directory, ModelConfig config,
   if (config.eos_token_ids.size() > 1) generation["eos_token_id"] = config.eos_token_ids;
   write_file_atomically(directory / "generation_config.json", dump_json(generation, 2) + "\n");
   if (!tokenizer.empty()) write_file_atomically(directory / "tokenizer.json", read_file(tokenizer));
-  return save_flat(directory / "model.safetensors", parameters, {{"", const_cast<void*>(flat), dtype}}, stored);
+  return save_flat(directory / "model.safetensors", parameters,
+                   {{"", const_cast<void*>(flat), dtype}}, stored);
 }
 
 }  // namespace heirloom

@@ -15,7 +15,8 @@ NamedParameter& ParameterStore::add(Shape shape, std::vector<ParameterSlice> sli
   p.shape = shape;
   p.slices = std::move(slices);
   p.offset = elements_;
-  HEIRLOOM_ASSERT(!p.slices.empty() && p.slices.front().begin == 0 && p.slices.back().end == shape[0]);
+  HEIRLOOM_ASSERT(!p.slices.empty() && p.slices.front().begin == 0 &&
+                  p.slices.back().end == shape[0]);
   constexpr int64_t kAlign = 32;  // elements: 64 bytes in the narrowest dtype
   elements_ += (p.numel() + kAlign - 1) / kAlign * kAlign;
   return p;
@@ -48,9 +49,11 @@ int64_t ParameterStore::count() const {
 namespace {
 
 /// Normal values of one row of a slice.
-void normal_row(const ParameterSlice& slice, uint64_t key, double std, int64_t row, int64_t columns, double* out) {
+void normal_row(const ParameterSlice& slice, uint64_t key, double std, int64_t row, int64_t columns,
+                double* out) {
   const int64_t local = row - slice.begin;
-  const int64_t head = slice.rows_per_head ? slice.heads[static_cast<size_t>(local / slice.rows_per_head)] : 0;
+  const int64_t head =
+      slice.rows_per_head ? slice.heads[static_cast<size_t>(local / slice.rows_per_head)] : 0;
   const int64_t row_in_head = slice.rows_per_head ? local % slice.rows_per_head : local;
   std::array<double, 4> four{};
   int64_t have = -1;  // the group of four elements that `four` holds
@@ -68,13 +71,15 @@ void normal_row(const ParameterSlice& slice, uint64_t key, double std, int64_t r
 }
 
 template <class T>
-void initialize_as(const ParameterStore& parameters, uint64_t seed, const InitOptions& options, T* flat) {
+void initialize_as(const ParameterStore& parameters, uint64_t seed, const InitOptions& options,
+                   T* flat) {
   for (const NamedParameter& p : parameters.all()) {
     const int64_t columns = p.columns();
     for (const ParameterSlice& s : p.slices) {
       T* base = flat + p.offset;
       if (s.init != InitKind::kNormal) {
-        std::fill(base + s.begin * columns, base + s.end * columns, T(s.init == InitKind::kOnes ? 1.0f : 0.0f));
+        std::fill(base + s.begin * columns, base + s.end * columns,
+                  T(s.init == InitKind::kOnes ? 1.0f : 0.0f));
         continue;
       }
       const uint64_t key = mix_key(seed, hash_name(s.name));
@@ -86,7 +91,8 @@ void initialize_as(const ParameterStore& parameters, uint64_t seed, const InitOp
         for (int64_t row = s.begin; row < s.end; ++row) {
           normal_row(s, key, std, row, columns, values.data());
           for (int64_t c = 0; c < columns; ++c) {
-            base[row * columns + c] = static_cast<T>(static_cast<compute_t<T>>(values[static_cast<size_t>(c)]));
+            base[row * columns + c] =
+                static_cast<T>(static_cast<compute_t<T>>(values[static_cast<size_t>(c)]));
           }
         }
       }
@@ -96,7 +102,8 @@ void initialize_as(const ParameterStore& parameters, uint64_t seed, const InitOp
 
 }  // namespace
 
-void initialize(const ParameterStore& parameters, uint64_t seed, const InitOptions& options, void* flat, Dtype dtype) {
+void initialize(const ParameterStore& parameters, uint64_t seed, const InitOptions& options,
+                void* flat, Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat64:
       return initialize_as(parameters, seed, options, static_cast<double*>(flat));

@@ -4,7 +4,8 @@
 namespace heirloom {
 
 Variable activation(Context& context, const Variable& x, ActivationKind kind) {
-  const int64_t n = x.value.dim(0), f = kind == ActivationKind::kSwiglu ? x.value.dim(1) / 2 : x.value.dim(1);
+  const int64_t n = x.value.dim(0),
+                f = kind == ActivationKind::kSwiglu ? x.value.dim(1) / 2 : x.value.dim(1);
   Tensor y = context.allocate({n, f}, x.value.dtype());
   ActivationForwardArgs args;
   args.kind = kind;

@@ -7,7 +7,9 @@ namespace heirloom {
 namespace {
 
 const std::byte* at_column(const Tensor& matrix, int64_t column) {
-  return matrix.data() ? static_cast<const std::byte*>(matrix.data()) + column * dtype_size(matrix.dtype()) : nullptr;
+  return matrix.data()
+             ? static_cast<const std::byte*>(matrix.data()) + column * dtype_size(matrix.dtype())
+             : nullptr;
 }
 
 struct HeadColumns {
@@ -19,9 +21,9 @@ HeadColumns head_columns(const AttentionSpec& spec) {
   return {0, keys, keys + static_cast<int64_t>(spec.own_keys.size()) * spec.qk_dim};
 }
 
-void split_heads_backward(Context& c, const Tensor& dq, const Variable& merged, const AttentionSpec& spec,
-                          const QkNorm& norm, const RopeAngles& rope, const int32_t* positions, KvStore& store,
-                          Tape& tape) {
+void split_heads_backward(Context& c, const Tensor& dq, const Variable& merged,
+                          const AttentionSpec& spec, const QkNorm& norm, const RopeAngles& rope,
+                          const int32_t* positions, KvStore& store, Tape& tape) {
   const Dtype dtype = merged.value.dtype();
   const int64_t d = spec.qk_dim;
   const HeadColumns columns = head_columns(spec);
@@ -88,14 +90,16 @@ void split_heads_backward(Context& c, const Tensor& dq, const Variable& merged, 
 
 }  // namespace
 
-Variable split_heads(Context& context, const Variable& merged, const AttentionSpec& spec, const QkNorm& norm,
-                     const RopeAngles& rope, const int32_t* positions, KvStore& store) {
+Variable split_heads(Context& context, const Variable& merged, const AttentionSpec& spec,
+                     const QkNorm& norm, const RopeAngles& rope, const int32_t* positions,
+                     KvStore& store) {
   const Dtype dtype = merged.value.dtype();
   const int64_t n = merged.value.dim(0), d = spec.qk_dim;
-  HEIRLOOM_CHECK(merged.value.dim(1) == spec.merged_width(), "[split_heads] expected {} columns; got {}",
-                 spec.merged_width(), merged.value.shape().str());
-  HEIRLOOM_CHECK(spec.qk_dim == spec.v_dim, "[split_heads] expected one head width; got {} and {}", spec.qk_dim,
-                 spec.v_dim);
+  HEIRLOOM_CHECK(merged.value.dim(1) == spec.merged_width(),
+                 "[split_heads] expected {} columns; got {}", spec.merged_width(),
+                 merged.value.shape().str());
+  HEIRLOOM_CHECK(spec.qk_dim == spec.v_dim, "[split_heads] expected one head width; got {} and {}",
+                 spec.qk_dim, spec.v_dim);
   const HeadColumns columns = head_columns(spec);
   const bool rotate = rope.rotary_dim > 0;
   Tensor q = context.allocate({n, spec.heads * d}, dtype);
@@ -144,18 +148,20 @@ Variable split_heads(Context& context, const Variable& merged, const AttentionSp
 
   Variable out = result(context, std::move(q));
   if (recording(context)) {
-    // Backward needs the merged projection itself only for qk_norm; without it the buffer is let go here.
+    // Backward needs the merged projection itself only for qk_norm; without it the buffer is let go
+    // here.
     Variable kept = merged;
     if (!norm.query) kept.value = Tensor(nullptr, merged.value.shape(), dtype, context.device());
-    context.tape->record([kept = std::move(kept), spec = &spec, norm, rope, positions, store = &store,
-                          slot = out.slot, tape = context.tape](Context& c) {
+    context.tape->record([kept = std::move(kept), spec = &spec, norm, rope, positions,
+                          store = &store, slot = out.slot, tape = context.tape](Context& c) {
       split_heads_backward(c, tape->take(slot), kept, *spec, norm, rope, positions, *store, *tape);
     });
   }
   return out;
 }
 
-Variable attend(Context& context, const Variable& q, const AttentionSpec& spec, KvStore& store, uint64_t layer_key) {
+Variable attend(Context& context, const Variable& q, const AttentionSpec& spec, KvStore& store,
+                uint64_t layer_key) {
   const Dtype dtype = q.value.dtype();
   const int64_t n = q.value.dim(0);
   Tensor o = context.allocate({n, spec.heads * spec.v_dim}, dtype);
@@ -174,7 +180,8 @@ Variable attend(Context& context, const Variable& q, const AttentionSpec& spec, 
     head.data = at_column(first, ref.column);
     head.row_stride = first.row_stride();
     if (ref.second_stream >= 0) {
-      head.second = at_column(heads.streams.emplace_back(store.stream(context, ref.second_stream)), ref.second_column);
+      head.second = at_column(heads.streams.emplace_back(store.stream(context, ref.second_stream)),
+                              ref.second_column);
     }
     return head;
   };
@@ -199,13 +206,15 @@ Variable attend(Context& context, const Variable& q, const AttentionSpec& spec, 
   args.window = spec.window;
   args.dropout.rate = context.dropout.attention;
   args.dropout.key = mix_key(context.dropout.key, layer_key);
-  context.run(context.phase == Phase::kDecode ? attention_decode_table() : attention_forward_table(),
-              attention_forward_cost, dtype, args);
+  context.run(
+      context.phase == Phase::kDecode ? attention_decode_table() : attention_forward_table(),
+      attention_forward_cost, dtype, args);
 
   Variable out = result(context, o);
   if (recording(context)) {
-    context.tape->record([heads = std::move(heads), args, q, o = std::move(o), lse = std::move(lse), spec = &spec,
-                          store = &store, slot = out.slot, tape = context.tape](Context& c) mutable {
+    context.tape->record([heads = std::move(heads), args, q, o = std::move(o), lse = std::move(lse),
+                          spec = &spec, store = &store, slot = out.slot,
+                          tape = context.tape](Context& c) mutable {
       const Tensor dout = tape->take(slot);
       if (!dout.defined()) return;
       args.k = heads.k.data();

@@ -6,8 +6,8 @@
 
 namespace heirloom {
 
-void cross_entropy_loss(Context& context, const Variable& x, const Parameter& head, const int32_t* targets, double scale,
-                        double* nll) {
+void cross_entropy_loss(Context& context, const Variable& x, const Parameter& head,
+                        const int32_t* targets, double scale, double* nll) {
   const Dtype dtype = x.value.dtype();
   const int64_t n = x.value.dim(0), v = head.value.dim(0);
   Tensor dx;
@@ -36,9 +36,8 @@ void cross_entropy_loss(Context& context, const Variable& x, const Parameter& he
     }
   }
   if (recording(context)) {
-    context.tape->record([dx = std::move(dx), slot = x.slot, tape = context.tape](Context& c) mutable {
-      tape->deliver(c, slot, std::move(dx));
-    });
+    context.tape->record([dx = std::move(dx), slot = x.slot, tape = context.tape](
+                             Context& c) mutable { tape->deliver(c, slot, std::move(dx)); });
   }
 }
 

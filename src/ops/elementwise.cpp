@@ -8,7 +8,8 @@ namespace heirloom {
 namespace {
 
 void add_or_convert(Context& context, const Tensor& x, const Tensor& y, bool overwrite) {
-  HEIRLOOM_CHECK(x.shape() == y.shape(), "[add] expected equal shapes; got {} and {}", x.shape().str(), y.shape().str());
+  HEIRLOOM_CHECK(x.shape() == y.shape(), "[add] expected equal shapes; got {} and {}",
+                 x.shape().str(), y.shape().str());
   // The table is named by the compute dtype: the narrower of the two sides.
   const Dtype dtype = x.dtype() == Dtype::kBFloat16 ? x.dtype() : y.dtype();
   AddArgs args;
@@ -41,8 +42,12 @@ Tensor apply_dropout(Context& context, const Tensor& x, double rate, uint64_t si
 
 }  // namespace
 
-void add_into(Context& context, const Tensor& x, const Tensor& y) { add_or_convert(context, x, y, false); }
-void convert_into(Context& context, const Tensor& x, const Tensor& y) { add_or_convert(context, x, y, true); }
+void add_into(Context& context, const Tensor& x, const Tensor& y) {
+  add_or_convert(context, x, y, false);
+}
+void convert_into(Context& context, const Tensor& x, const Tensor& y) {
+  add_or_convert(context, x, y, true);
+}
 
 Variable add(Context& context, const Variable& a, const Variable& b) {
   Tensor sum = context.allocate(a.value.shape(), a.value.dtype());

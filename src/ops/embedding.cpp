@@ -5,8 +5,8 @@
 
 namespace heirloom {
 
-Variable embedding(Context& context, const int32_t* tokens, const int32_t* positions, int64_t n, const Parameter& table,
-                   const Parameter* position_table) {
+Variable embedding(Context& context, const int32_t* tokens, const int32_t* positions, int64_t n,
+                   const Parameter& table, const Parameter* position_table) {
   EmbeddingForwardArgs args;
   args.tokens = tokens;
   args.positions = positions;
@@ -19,19 +19,20 @@ Variable embedding(Context& context, const int32_t* tokens, const int32_t* posit
   context.run(embedding_forward_table(), embedding_forward_cost, table.value.dtype(), args);
   Variable out = result(context, std::move(x));
   if (recording(context)) {
-    context.tape->record([args, table = &table, position_table, slot = out.slot, tape = context.tape](Context& c) {
-      const Tensor dx = tape->take(slot);
-      if (!dx.defined() || !table->grad.defined()) return;
-      EmbeddingBackwardArgs b;
-      b.tokens = args.tokens;
-      b.positions = args.positions;
-      b.dx = dx.data();
-      b.dtable = table->grad.data();
-      b.dposition_table = position_table ? position_table->grad.data() : nullptr;
-      b.n = args.n;
-      b.c = args.c;
-      c.run(embedding_backward_table(), embedding_backward_cost, dx.dtype(), b);
-    });
+    context.tape->record(
+        [args, table = &table, position_table, slot = out.slot, tape = context.tape](Context& c) {
+          const Tensor dx = tape->take(slot);
+          if (!dx.defined() || !table->grad.defined()) return;
+          EmbeddingBackwardArgs b;
+          b.tokens = args.tokens;
+          b.positions = args.positions;
+          b.dx = dx.data();
+          b.dtable = table->grad.data();
+          b.dposition_table = position_table ? position_table->grad.data() : nullptr;
+          b.n = args.n;
+          b.c = args.c;
+          c.run(embedding_backward_table(), embedding_backward_cost, dx.dtype(), b);
+        });
   }
   return out;
 }

@@ -22,7 +22,11 @@ KvHeadGrad KvStore::gathered(const KvRef&) {
 
 ActivationKvStore::ActivationKvStore(std::vector<KvStreamSpec> specs, Dtype dtype, int64_t rows,
                                      std::vector<AttentionSequence> sequences)
-    : specs_(std::move(specs)), states_(specs_.size()), dtype_(dtype), rows_(rows), sequences_(std::move(sequences)) {
+    : specs_(std::move(specs)),
+      states_(specs_.size()),
+      dtype_(dtype),
+      rows_(rows),
+      sequences_(std::move(sequences)) {
   for (size_t s = 0; s < specs_.size(); ++s) {
     states_[s].written.assign(static_cast<size_t>(specs_[s].width / specs_[s].head_dim), 0);
   }
@@ -37,7 +41,8 @@ Tensor ActivationKvStore::stream(Context& context, int32_t index) {
 }
 
 void ActivationKvStore::written_and_read(int32_t index) {
-  if (!specs_[static_cast<size_t>(index)].shared) states_[static_cast<size_t>(index)].value = Tensor();
+  if (!specs_[static_cast<size_t>(index)].shared)
+    states_[static_cast<size_t>(index)].value = Tensor();
 }
 
 KvHeadGrad ActivationKvStore::gradient_target(Context& context, const KvRef& ref) {
@@ -46,7 +51,8 @@ KvHeadGrad ActivationKvStore::gradient_target(Context& context, const KvRef& ref
     State& state = states_[static_cast<size_t>(stream)];
     const KvStreamSpec& spec = specs_[static_cast<size_t>(stream)];
     if (!state.gradient.defined()) {
-      state.gradient = context.allocate({rows_, spec.width}, spec.shared ? accumulate_dtype(dtype_) : dtype_);
+      state.gradient =
+          context.allocate({rows_, spec.width}, spec.shared ? accumulate_dtype(dtype_) : dtype_);
     }
     data = column_address(state.gradient, column);
     add = state.written[static_cast<size_t>(column / spec.head_dim)] == 1;
@@ -54,13 +60,15 @@ KvHeadGrad ActivationKvStore::gradient_target(Context& context, const KvRef& ref
     target.is_accumulate_dtype = state.gradient.dtype() != dtype_;
   };
   if (ref.stream >= 0) claim(ref.stream, ref.column, target.data, target.add);
-  if (ref.second_stream >= 0) claim(ref.second_stream, ref.second_column, target.second, target.add_second);
+  if (ref.second_stream >= 0)
+    claim(ref.second_stream, ref.second_column, target.second, target.add_second);
   return target;
 }
 
 void ActivationKvStore::mark_written(const KvRef& ref) {
   const auto mark = [&](int32_t stream, int64_t column) {
-    states_[static_cast<size_t>(stream)].written[static_cast<size_t>(column / specs_[static_cast<size_t>(stream)].head_dim)] = 1;
+    states_[static_cast<size_t>(stream)]
+        .written[static_cast<size_t>(column / specs_[static_cast<size_t>(stream)].head_dim)] = 1;
   };
   if (ref.stream >= 0) mark(ref.stream, ref.column);
   if (ref.second_stream >= 0) mark(ref.second_stream, ref.second_column);

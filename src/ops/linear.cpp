@@ -8,7 +8,8 @@
 namespace heirloom {
 namespace {
 
-Tensor product(Context& context, const Tensor& x, const Tensor& weight, const Tensor* bias, Dtype out_dtype) {
+Tensor product(Context& context, const Tensor& x, const Tensor& weight, const Tensor* bias,
+               Dtype out_dtype) {
   HEIRLOOM_CHECK(x.shape().rank() == 2 && weight.shape().rank() == 2 && x.dim(1) == weight.dim(1),
                  "[linear] expected x (N, in) and weight (out, in); got {} and {}", x.shape().str(),
                  weight.shape().str());
@@ -50,7 +51,8 @@ Tensor product(Context& context, const Tensor& x, const Tensor& weight, const Te
 
 }  // namespace
 
-void linear_backward_input(Context& context, const Tensor& dy, const Tensor& weight, const Tensor& dx) {
+void linear_backward_input(Context& context, const Tensor& dy, const Tensor& weight,
+                           const Tensor& dx) {
   GemmArgs args;
   args.a = dy.data();
   args.b = weight.data();
@@ -64,7 +66,8 @@ void linear_backward_input(Context& context, const Tensor& dy, const Tensor& wei
   context.run(gemm_table(), gemm_cost, dy.dtype(), args);
 }
 
-void linear_backward_weight(Context& context, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
+void linear_backward_weight(Context& context, const Tensor& dy, const Tensor& x,
+                            const Tensor& dweight) {
   GemmArgs args;
   args.a = dy.data();
   args.b = x.data();
@@ -81,10 +84,13 @@ void linear_backward_weight(Context& context, const Tensor& dy, const Tensor& x,
   context.run(gemm_table(), gemm_cost, dy.dtype(), args);
 }
 
-Variable linear(Context& context, const Variable& x, const Parameter& weight, const Parameter* bias) {
-  Variable y = result(context, product(context, x.value, weight.value, bias ? &bias->value : nullptr, x.value.dtype()));
+Variable linear(Context& context, const Variable& x, const Parameter& weight,
+                const Parameter* bias) {
+  Variable y = result(context, product(context, x.value, weight.value,
+                                       bias ? &bias->value : nullptr, x.value.dtype()));
   if (recording(context)) {
-    context.tape->record([x, weight = &weight, bias, slot = y.slot, tape = context.tape](Context& c) {
+    context.tape->record([x, weight = &weight, bias, slot = y.slot,
+                          tape = context.tape](Context& c) {
       const Tensor dy = tape->take(slot);
       if (!dy.defined()) return;
       if (weight->grad.defined()) linear_backward_weight(c, dy, x.value, weight->grad);

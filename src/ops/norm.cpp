@@ -9,8 +9,8 @@ AddNorm add_norm(Context& context, const Variable& residual, const Variable& del
   const int64_t n = r.dim(0), width = r.dim(1);
   const Dtype dtype = r.dtype(), accumulate = accumulate_dtype(dtype);
   const bool has_delta = delta.value.defined();
-  HEIRLOOM_CHECK(weight.value.numel() == width, "[norm] expected a weight of {} elements; got {}", width,
-                 weight.value.shape().str());
+  HEIRLOOM_CHECK(weight.value.numel() == width, "[norm] expected a weight of {} elements; got {}",
+                 width, weight.value.shape().str());
   Tensor x = has_delta ? context.allocate(r.shape(), dtype) : r;
   Tensor y = context.allocate(r.shape(), dtype);
   Tensor mean, rstd;
@@ -35,9 +35,10 @@ AddNorm add_norm(Context& context, const Variable& residual, const Variable& del
 
   AddNorm out{result(context, x), result(context, std::move(y))};
   if (recording(context)) {
-    context.tape->record([x = std::move(x), mean, rstd, kind, weight = &weight, bias, from = residual.slot,
-                          delta = has_delta ? delta.slot : -1, residual_slot = out.residual.slot,
-                          y_slot = out.y.slot, tape = context.tape](Context& c) {
+    context.tape->record([x = std::move(x), mean, rstd, kind, weight = &weight, bias,
+                          from = residual.slot, delta = has_delta ? delta.slot : -1,
+                          residual_slot = out.residual.slot, y_slot = out.y.slot,
+                          tape = context.tape](Context& c) {
       const Tensor dy = tape->take(y_slot);
       Tensor dresidual = tape->take(residual_slot);
       Tensor dx;
@@ -59,7 +60,8 @@ AddNorm add_norm(Context& context, const Variable& residual, const Variable& del
         b.c = x.dim(1);
         Tensor scratch;
         const Dtype sum_dtype = accumulate_dtype(dy.dtype());
-        if (!weight->grad.defined()) scratch = c.allocate({2, b.c}, sum_dtype);  // frozen: sums go nowhere
+        if (!weight->grad.defined())
+          scratch = c.allocate({2, b.c}, sum_dtype);  // frozen: sums go nowhere
         b.dweight = weight->grad.defined() ? weight->grad.data() : scratch.data();
         b.dbias = bias && bias->grad.defined() ? bias->grad.data() : nullptr;
         const int64_t bytes = norm_backward_workspace_bytes(b.n, b.c, dy.dtype());

@@ -34,7 +34,8 @@ std::vector<fs::path> list_checkpoints(const fs::path& run) {
 void remove_leftovers(const fs::path& parent) {
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(parent, ignored)) {
-    if (entry.path().filename().string().starts_with(kTemporary)) fs::remove_all(entry.path(), ignored);
+    if (entry.path().filename().string().starts_with(kTemporary))
+      fs::remove_all(entry.path(), ignored);
   }
 }
 
@@ -44,20 +45,24 @@ void write_directory(const fs::path& target, Fill fill) {
   const fs::path parent = target.parent_path();
   std::error_code error;
   fs::create_directories(parent, error);
-  if (error) throw_error<IoError>("[checkpoint] cannot create {}: {}", parent.string(), error.message());
+  if (error)
+    throw_error<IoError>("[checkpoint] cannot create {}: {}", parent.string(), error.message());
   remove_leftovers(parent);
   const fs::path temporary = parent / (kTemporary + target.filename().string());
   try {
     if (!fs::create_directory(temporary, error)) {
-      throw_error<IoError>("[checkpoint] cannot create {}: {}", temporary.string(), error.message());
+      throw_error<IoError>("[checkpoint] cannot create {}: {}", temporary.string(),
+                           error.message());
     }
     fill(temporary);
     sync_directory(temporary);
     // A directory cannot be renamed over another; the two change places in one step instead.
     if (!fs::exists(target)) {
       fs::rename(temporary, target);
-    } else if (renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) != 0) {
-      throw_error<IoError>("[checkpoint] cannot replace {}: {}", target.string(), std::strerror(errno));
+    } else if (renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) !=
+               0) {
+      throw_error<IoError>("[checkpoint] cannot replace {}: {}", target.string(),
+                           std::strerror(errno));
     }
     sync_directory(parent);
     fs::remove_all(temporary, error);
@@ -77,8 +82,10 @@ std::string damage(const fs::path& checkpoint) {
     for (const auto& [name, expected] : marker.at("files").items()) {
       const fs::path file = checkpoint / name;
       if (!fs::exists(file)) return fmt::format("{} is missing", name);
-      if (fs::file_size(file) != expected.at("bytes").get<uint64_t>()) return fmt::format("{} has another size", name);
-      if (file_hash(file) != expected.at("hash").get<std::string>()) return fmt::format("{} has other contents", name);
+      if (fs::file_size(file) != expected.at("bytes").get<uint64_t>())
+        return fmt::format("{} has another size", name);
+      if (file_hash(file) != expected.at("hash").get<std::string>())
+        return fmt::format("{} has other contents", name);
     }
     return {};
   } catch (const std::exception& e) {
@@ -92,7 +99,8 @@ fs::path checkpoint_path(const fs::path& run, int64_t step) {
   return run / "checkpoints" / fmt::format("step-{:08}", step);
 }
 
-fs::path save_checkpoint(const fs::path& run, int64_t step, const CheckpointContents& contents, int64_t keep) {
+fs::path save_checkpoint(const fs::path& run, int64_t step, const CheckpointContents& contents,
+                         int64_t keep) {
   const fs::path target = checkpoint_path(run, step);
   Optimizer& optimizer = contents.optimizer;
   const Dtype dtype = optimizer.weights_dtype();
@@ -101,21 +109,23 @@ fs::path save_checkpoint(const fs::path& run, int64_t step, const CheckpointCont
     const auto note = [&](const char* name, const std::string& hash) {
       files[name] = {{"bytes", fs::file_size(directory / name)}, {"hash", hash}};
     };
-    note("model.safetensors", write_model(directory, contents.model, contents.parameters, optimizer.weights(), dtype,
-                                          dtype, contents.tokenizer));
-    note("optimizer.safetensors",
-         save_flat(directory / "optimizer.safetensors", contents.parameters, optimizer.moments(), dtype));
+    note("model.safetensors", write_model(directory, contents.model, contents.parameters,
+                                          optimizer.weights(), dtype, dtype, contents.tokenizer));
+    note("optimizer.safetensors", save_flat(directory / "optimizer.safetensors",
+                                            contents.parameters, optimizer.moments(), dtype));
     write_file_atomically(directory / "trainer.json", dump_json(contents.trainer, 2) + "\n");
     for (const auto& entry : fs::directory_iterator(directory)) {
       const std::string name = entry.path().filename().string();
       if (!files.contains(name)) note(name.c_str(), file_hash(entry.path()));
     }
-    write_file_atomically(directory / kMarker, dump_json({{"step", step}, {"files", files}}, 2) + "\n");
+    write_file_atomically(directory / kMarker,
+                          dump_json({{"step", step}, {"files", files}}, 2) + "\n");
   });
   if (keep > 0) {
     const std::vector<fs::path> all = list_checkpoints(run);
     for (size_t i = static_cast<size_t>(keep); i < all.size(); ++i) {
-      // Renamed first, so that a removal cut short leaves no half checkpoint under a checkpoint's name.
+      // Renamed first, so that a removal cut short leaves no half checkpoint under a checkpoint's
+      // name.
       const fs::path doomed = all[i].parent_path() / (kTemporary + all[i].filename().string());
       std::error_code ignored;
       fs::rename(all[i], doomed, ignored);
@@ -138,14 +148,16 @@ std::optional<fs::path> newest_checkpoint(const fs::path& run) {
   for (const fs::path& checkpoint : list_checkpoints(run)) {
     const std::string problem = damage(checkpoint);
     if (problem.empty()) return checkpoint;
-    log(LogLevel::kWarning, fmt::format("{} is damaged ({}); trying an older checkpoint", checkpoint.string(), problem));
+    log(LogLevel::kWarning, fmt::format("{} is damaged ({}); trying an older checkpoint",
+                                        checkpoint.string(), problem));
   }
   return std::nullopt;
 }
 
 Json load_checkpoint(const fs::path& checkpoint, const CheckpointContents& contents) {
   Optimizer& optimizer = contents.optimizer;
-  load_weights(checkpoint, contents.model, contents.parameters, optimizer.weights(), optimizer.weights_dtype());
+  load_weights(checkpoint, contents.model, contents.parameters, optimizer.weights(),
+               optimizer.weights_dtype());
   optimizer.publish_weights();
   load_flat(checkpoint / "optimizer.safetensors", contents.parameters, optimizer.moments());
   return read_json_file((checkpoint / "trainer.json").string());

@@ -40,7 +40,8 @@ void Optimizer::zero_gradients() {
   constexpr int64_t kRun = 1 << 20;
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < gradients_.bytes(); i += kRun) {
-    std::memset(gradients_.data() + i, 0, static_cast<size_t>(std::min(kRun, gradients_.bytes() - i)));
+    std::memset(gradients_.data() + i, 0,
+                static_cast<size_t>(std::min(kRun, gradients_.bytes() - i)));
   }
 }
 
@@ -80,6 +81,8 @@ void Optimizer::publish_weights() {
   add_table().get(parameters_.device().kind, parameters_.dtype())(args, {});
 }
 
-std::vector<FlatTensors> Optimizer::moments() { return {{"m.", m_.data(), dtype_}, {"v.", v_.data(), dtype_}}; }
+std::vector<FlatTensors> Optimizer::moments() {
+  return {{"m.", m_.data(), dtype_}, {"v.", v_.data(), dtype_}};
+}
 
 }  // namespace heirloom

@@ -9,7 +9,8 @@ NamedTable parameter_table(const ModelConfig& config) {
   const auto row = [&](const char* kind, int64_t n) {
     if (n == 0) return;
     table.rows.push_back({kind, fmt::format("{}", n),
-                          fmt::format("{:.1f}%", 100.0 * static_cast<double>(n) / static_cast<double>(count.total()))});
+                          fmt::format("{:.1f}%", 100.0 * static_cast<double>(n) /
+                                                     static_cast<double>(count.total()))});
   };
   row("embedding", count.embedding);
   row("attention", count.attention);
@@ -24,7 +25,9 @@ NamedTable parameter_table(const ModelConfig& config) {
 NamedTable memory_table(const RunMemory& memory) {
   NamedTable table{"Memory", {"what", "bytes", ""}, {}, ""};
   const auto row = [&](const char* what, int64_t bytes) {
-    if (bytes > 0) table.rows.push_back({what, fmt::format("{}", bytes), format_bytes(static_cast<double>(bytes))});
+    if (bytes > 0)
+      table.rows.push_back(
+          {what, fmt::format("{}", bytes), format_bytes(static_cast<double>(bytes))});
   };
   row("weights", memory.weights);
   row("master weights", memory.master);
@@ -37,7 +40,8 @@ NamedTable memory_table(const RunMemory& memory) {
   table.note = fmt::format("activations: {:.1f}% above the most bytes ever alive at once",
                            memory.activations_floor > 0
                                ? 100.0 * (static_cast<double>(memory.activations) /
-                                              static_cast<double>(memory.activations_floor) - 1)
+                                              static_cast<double>(memory.activations_floor) -
+                                          1)
                                : 0.0);
   return table;
 }

@@ -20,7 +20,8 @@ ModelConfig read_model(const Json& value, Problems& problems) {
       const std::string text = value.get<std::string>();
       if (fs::exists(text)) return read_model_config(text);
       if (text.ends_with(".json") || text.find('/') != std::string::npos) {
-        problems.add("model", "expected an existing file, a preset name or an object; got \"{}\"", text);
+        problems.add("model", "expected an existing file, a preset name or an object; got \"{}\"",
+                     text);
         return {};
       }
       return preset_model_config(text);
@@ -32,7 +33,8 @@ ModelConfig read_model(const Json& value, Problems& problems) {
   return {};
 }
 
-std::vector<std::string> read_paths(FieldReader& reader, const std::string& key, Problems& problems) {
+std::vector<std::string> read_paths(FieldReader& reader, const std::string& key,
+                                    Problems& problems) {
   std::vector<std::string> paths;
   const Json* value = reader.take(key);
   if (value == nullptr) return paths;
@@ -43,7 +45,8 @@ std::vector<std::string> read_paths(FieldReader& reader, const std::string& key,
     }
     if (!paths.empty() && paths.size() == value->size()) return paths;
   }
-  problems.add(reader.path_of(key), "expected a path or a list of paths; got {}", quote_json(*value));
+  problems.add(reader.path_of(key), "expected a path or a list of paths; got {}",
+               quote_json(*value));
   return {};
 }
 
@@ -58,7 +61,9 @@ std::string read_string(FieldReader& reader, const std::string& key, Problems& p
 Dtype read_dtype(FieldReader& reader, const std::string& key) {
   static constexpr const char* kNames[] = {"float32", "bfloat16", "float64"};
   const std::string name = reader.choice(key, "float32", kNames);
-  return name == "bfloat16" ? Dtype::kBFloat16 : name == "float64" ? Dtype::kFloat64 : Dtype::kFloat32;
+  return name == "bfloat16"  ? Dtype::kBFloat16
+         : name == "float64" ? Dtype::kFloat64
+                             : Dtype::kFloat32;
 }
 
 void read_train(const Json& json, TrainConfig& t, Problems& problems) {
@@ -68,9 +73,10 @@ void read_train(const Json& json, TrainConfig& t, Problems& problems) {
   t.sequence_length = r.integer("sequence_length", std::nullopt, 1, 1 << 24);
   t.micro_batch_size = r.integer("micro_batch_size", 0, 0, 1 << 24);
   if (t.micro_batch_size == 0) t.micro_batch_size = t.batch_size;
-  if (problems.fine({"train.batch_size", "train.micro_batch_size"}) && t.batch_size % t.micro_batch_size != 0) {
-    problems.add("train.micro_batch_size", "expected a divisor of batch_size {}; got {}", t.batch_size,
-                 t.micro_batch_size);
+  if (problems.fine({"train.batch_size", "train.micro_batch_size"}) &&
+      t.batch_size % t.micro_batch_size != 0) {
+    problems.add("train.micro_batch_size", "expected a divisor of batch_size {}; got {}",
+                 t.batch_size, t.micro_batch_size);
   }
   t.seed = static_cast<uint64_t>(r.integer("seed", 0, 0, INT64_MAX));
   t.dtype = read_dtype(r, "dtype");
@@ -87,7 +93,8 @@ void read_train(const Json& json, TrainConfig& t, Problems& problems) {
     } else if (*recompute == "block" || *recompute == "none") {
       t.recompute = *recompute == "block" ? Recompute::kBlock : Recompute::kNone;
     } else {
-      problems.add("train.recompute", "expected false, true, \"none\" or \"block\"; got {}", quote_json(*recompute));
+      problems.add("train.recompute", "expected false, true, \"none\" or \"block\"; got {}",
+                   quote_json(*recompute));
     }
   }
   if (const Json* init = r.object("init")) {
@@ -114,8 +121,10 @@ void read_optimizer(const Json& json, OptimizerConfig& o, Problems& problems) {
   r.choice("name", "adamw", kNames);
   o.lr = r.number("lr", std::nullopt, {0, 1e3});
   if (const Json* betas = r.take("betas")) {
-    const bool two = betas->is_array() && betas->size() == 2 && (*betas)[0].is_number() && (*betas)[1].is_number();
-    const double b1 = two ? (*betas)[0].get<double>() : -1, b2 = two ? (*betas)[1].get<double>() : -1;
+    const bool two = betas->is_array() && betas->size() == 2 && (*betas)[0].is_number() &&
+                     (*betas)[1].is_number();
+    const double b1 = two ? (*betas)[0].get<double>() : -1,
+                 b2 = two ? (*betas)[1].get<double>() : -1;
     if (!(b1 >= 0 && b1 < 1 && b2 >= 0 && b2 < 1)) {
       problems.add("optimizer.betas", "expected two numbers in [0, 1); got {}", quote_json(*betas));
     }
@@ -154,31 +163,34 @@ Json resolved_json(const RunConfig& c) {
   Json j;
   j["model"] = model_config_json(c.model);
   if (!c.init_from.empty()) j["init_from"] = c.init_from;
-  j["data"] = {{"train", c.data.train}, {"shuffle", c.data.shuffle},
-               {"document_mask", c.data.document_mask == DocumentMask::kCausal ? "causal" : "none"}};
+  j["data"] = {
+      {"train", c.data.train},
+      {"shuffle", c.data.shuffle},
+      {"document_mask", c.data.document_mask == DocumentMask::kCausal ? "causal" : "none"}};
   if (!c.data.validation.empty()) j["data"]["validation"] = c.data.validation;
   if (!c.data.tokenizer.empty()) j["data"]["tokenizer"] = c.data.tokenizer;
   const TrainConfig& t = c.train;
-  j["train"] = {{"steps", t.steps},
-                {"batch_size", t.batch_size},
-                {"sequence_length", t.sequence_length},
-                {"micro_batch_size", t.micro_batch_size},
-                {"seed", t.seed},
-                {"dtype", dtype(t.dtype)},
-                {"eval_every", t.eval_every},
-                {"eval_batches", t.eval_batches},
-                {"save_every", t.save_every},
-                {"keep", t.keep},
-                {"sample_every", t.sample_every},
-                {"sample_prompt", t.sample_prompt},
-                {"sample_tokens", t.sample_tokens},
-                {"recompute", t.recompute == Recompute::kBlock ? "block" : "none"},
-                {"init", {{"std", t.init_std}, {"residual", t.init_scale_residual ? "1/sqrt(2L)" : "none"}}},
-                {"dropout",
-                 {{"embedding", t.dropout_embedding},
-                  {"attention", t.dropout_attention},
-                  {"residual", t.dropout_residual}}},
-                {"save_dtype", dtype(t.save_dtype)}};
+  j["train"] = {
+      {"steps", t.steps},
+      {"batch_size", t.batch_size},
+      {"sequence_length", t.sequence_length},
+      {"micro_batch_size", t.micro_batch_size},
+      {"seed", t.seed},
+      {"dtype", dtype(t.dtype)},
+      {"eval_every", t.eval_every},
+      {"eval_batches", t.eval_batches},
+      {"save_every", t.save_every},
+      {"keep", t.keep},
+      {"sample_every", t.sample_every},
+      {"sample_prompt", t.sample_prompt},
+      {"sample_tokens", t.sample_tokens},
+      {"recompute", t.recompute == Recompute::kBlock ? "block" : "none"},
+      {"init", {{"std", t.init_std}, {"residual", t.init_scale_residual ? "1/sqrt(2L)" : "none"}}},
+      {"dropout",
+       {{"embedding", t.dropout_embedding},
+        {"attention", t.dropout_attention},
+        {"residual", t.dropout_residual}}},
+      {"save_dtype", dtype(t.save_dtype)}};
   const OptimizerConfig& o = c.optimizer;
   j["optimizer"] = {{"name", "adamw"},
                     {"lr", o.lr},
@@ -216,30 +228,36 @@ RunConfig parse_run_config(const Json& json, const std::string& origin) {
     FieldReader d(section("data"), "data", problems);
     c.data.train = read_paths(d, "train", problems);
     if (c.data.train.empty() && problems.fine({"data.train"})) {
-      problems.add("data.train", "expected a token shard (make one with heirloom data prepare); got nothing");
+      problems.add("data.train",
+                   "expected a token shard (make one with heirloom data prepare); got nothing");
     }
     c.data.validation = read_string(d, "validation", problems);
     c.data.shuffle = d.boolean("shuffle", true);
     c.data.tokenizer = read_string(d, "tokenizer", problems);
     static constexpr const char* kMasks[] = {"none", "causal"};
-    c.data.document_mask =
-        d.choice("document_mask", "none", kMasks) == "causal" ? DocumentMask::kCausal : DocumentMask::kNone;
+    c.data.document_mask = d.choice("document_mask", "none", kMasks) == "causal"
+                               ? DocumentMask::kCausal
+                               : DocumentMask::kNone;
     d.reject_unknown();
   }
   read_train(section("train"), c.train, problems);
   read_optimizer(section("optimizer"), c.optimizer, problems);
   read_schedule(section("schedule"), c.schedule, c.train.steps, problems);
   c.output = read_string(r, "output", problems);
-  if (c.output.empty() && problems.fine({"output"})) problems.add("output", "expected a run directory; got nothing");
+  if (c.output.empty() && problems.fine({"output"}))
+    problems.add("output", "expected a run directory; got nothing");
   r.reject_unknown();
-  if (problems.fine({"model", "train.sequence_length"}) && c.model.position == PositionKind::kLearned &&
+  if (problems.fine({"model", "train.sequence_length"}) &&
+      c.model.position == PositionKind::kLearned &&
       c.train.sequence_length > c.model.max_position_embeddings) {
-    problems.add("train.sequence_length", "expected at most the model's {} learned positions; got {}",
+    problems.add("train.sequence_length",
+                 "expected at most the model's {} learned positions; got {}",
                  c.model.max_position_embeddings, c.train.sequence_length);
   }
-  if (problems.fine({"model", "data.document_mask"}) && c.data.document_mask == DocumentMask::kCausal &&
-      c.model.eos_token_ids.empty()) {
-    problems.add("data.document_mask", "expected a model with eos_token_id, which ends a document; got none");
+  if (problems.fine({"model", "data.document_mask"}) &&
+      c.data.document_mask == DocumentMask::kCausal && c.model.eos_token_ids.empty()) {
+    problems.add("data.document_mask",
+                 "expected a model with eos_token_id, which ends a document; got none");
   }
   problems.throw_if_any();
   c.resolved = resolved_json(c);
@@ -263,7 +281,8 @@ void apply_setting(Json& json, const std::string& setting) {
   for (size_t dot; (dot = path.find('.')) != std::string::npos; path = path.substr(dot + 1)) {
     Json& next = (*at)[path.substr(0, dot)];
     if (!next.is_object() && !next.is_null()) {
-      throw_error<ConfigError>("[--set] expected {} to be a section; got {}", path.substr(0, dot), quote_json(next));
+      throw_error<ConfigError>("[--set] expected {} to be a section; got {}", path.substr(0, dot),
+                               quote_json(next));
     }
     at = &next;
   }
@@ -287,27 +306,32 @@ Json preset_run(const std::string& name) {
     names.push_back(run + kSuffix);
   }
   const std::string near = nearest_key(name, names);
-  throw_error<ConfigError>("[--preset] expected one of {}; got \"{}\"{}", fmt::join(names, ", "), name,
-                           near.empty() ? "" : "; did you mean " + near + "?");
+  throw_error<ConfigError>("[--preset] expected one of {}; got \"{}\"{}", fmt::join(names, ", "),
+                           name, near.empty() ? "" : "; did you mean " + near + "?");
 }
 
 double learning_rate(const ScheduleConfig& schedule, double peak, int64_t step, int64_t steps) {
-  if (step < schedule.warmup_steps) return peak * static_cast<double>(step) / static_cast<double>(schedule.warmup_steps);
+  if (step < schedule.warmup_steps)
+    return peak * static_cast<double>(step) / static_cast<double>(schedule.warmup_steps);
   const double low = schedule.min_lr_ratio;
   const auto share = [&](int64_t begin) {  // of [begin, steps] that has passed
-    return steps > begin ? std::clamp(static_cast<double>(step - begin) / static_cast<double>(steps - begin), 0.0, 1.0)
-                         : 1.0;
+    return steps > begin
+               ? std::clamp(static_cast<double>(step - begin) / static_cast<double>(steps - begin),
+                            0.0, 1.0)
+               : 1.0;
   };
   switch (schedule.kind) {
     case ScheduleKind::kConstant:
       return peak;
     case ScheduleKind::kCosine:
-      return peak * (low + (1 - low) * 0.5 * (1 + std::cos(std::numbers::pi * share(schedule.warmup_steps))));
+      return peak * (low + (1 - low) * 0.5 *
+                               (1 + std::cos(std::numbers::pi * share(schedule.warmup_steps))));
     case ScheduleKind::kLinear:
       return peak * (1 - (1 - low) * share(schedule.warmup_steps));
     case ScheduleKind::kWsd: {
       const int64_t begin = steps - std::llround(schedule.decay_ratio * static_cast<double>(steps));
-      return step <= begin ? peak : peak * (1 - (1 - low) * share(std::max(begin, schedule.warmup_steps)));
+      return step <= begin ? peak
+                           : peak * (1 - (1 - low) * share(std::max(begin, schedule.warmup_steps)));
     }
   }
   return peak;

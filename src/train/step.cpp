@@ -9,8 +9,9 @@
 namespace heirloom {
 namespace {
 
-/// Resident bytes of the program beside its plan: code and libraries, oneDNN's generated kernels and scratch, the page tables
-/// and read buffers of data files. Measured as the difference between peak residency and plan over the presets, rounded up.
+/// Resident bytes of the program beside its plan: code and libraries, oneDNN's generated kernels
+/// and scratch, the page tables and read buffers of data files. Measured as the difference between
+/// peak residency and plan over the presets, rounded up.
 constexpr int64_t kRuntimeBytes = 16 << 20;
 
 int64_t read_number(const char* path) {
@@ -19,12 +20,16 @@ int64_t read_number(const char* path) {
   return in >> n ? n : -1;
 }
 
-std::string gib(int64_t bytes) { return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30)); }
+std::string gib(int64_t bytes) {
+  return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30));
+}
 
 }  // namespace
 
 MicroBatch::MicroBatch(int64_t sequence_count, int64_t sequence_length)
-    : count(sequence_count), length(sequence_length), fetched_(static_cast<size_t>(sequence_length + 1)) {
+    : count(sequence_count),
+      length(sequence_length),
+      fetched_(static_cast<size_t>(sequence_length + 1)) {
   const size_t n = static_cast<size_t>(count * length);
   tokens.assign(n, 0);
   targets.assign(n, -1);
@@ -65,7 +70,8 @@ void MicroBatch::load(int64_t b, const TokenDataset& data, int64_t k, DocumentMa
     tokens[i] = fetched_[static_cast<size_t>(t)];
     targets[i] = fetched_[static_cast<size_t>(t + 1)];
     positions[i] = static_cast<int32_t>(base + t - s.query_row);
-    const bool ends = mask == DocumentMask::kCausal && std::find(eos.begin(), eos.end(), tokens[i]) != eos.end();
+    const bool ends =
+        mask == DocumentMask::kCausal && std::find(eos.begin(), eos.end(), tokens[i]) != eos.end();
     if (ends || t + 1 == length) {
       s.queries = s.keys = base + t + 1 - s.query_row;
       sequences.push_back(s);
@@ -74,23 +80,26 @@ void MicroBatch::load(int64_t b, const TokenDataset& data, int64_t k, DocumentMa
   }
 }
 
-void train_pass(Context context, Transformer& model, MicroBatch& batch, double scale, Recompute recompute) {
+void train_pass(Context context, Transformer& model, MicroBatch& batch, double scale,
+                Recompute recompute) {
   Tape tape;
   context.tape = &tape;
   context.dropout.first_sequence = batch.first_sequence;
   context.dropout.sequence_length = batch.length;
-  ActivationKvStore store(model.stream_specs(), model.dtype(), batch.count * batch.length, batch.sequences);
-  model.loss(context, {batch.tokens.data(), batch.positions.data(), batch.count * batch.length}, store,
-             batch.targets.data(), scale, batch.nll.data(), recompute);
+  ActivationKvStore store(model.stream_specs(), model.dtype(), batch.count * batch.length,
+                          batch.sequences);
+  model.loss(context, {batch.tokens.data(), batch.positions.data(), batch.count * batch.length},
+             store, batch.targets.data(), scale, batch.nll.data(), recompute);
   tape.backward(context);
 }
 
 void evaluation_pass(Context context, Transformer& model, MicroBatch& batch) {
   context.tape = nullptr;
   context.dropout = {};
-  ActivationKvStore store(model.stream_specs(), model.dtype(), batch.count * batch.length, batch.sequences);
-  model.loss(context, {batch.tokens.data(), batch.positions.data(), batch.count * batch.length}, store,
-             batch.targets.data(), 1, batch.nll.data());
+  ActivationKvStore store(model.stream_specs(), model.dtype(), batch.count * batch.length,
+                          batch.sequences);
+  model.loss(context, {batch.tokens.data(), batch.positions.data(), batch.count * batch.length},
+             store, batch.targets.data(), 1, batch.nll.data());
 }
 
 StepPlan plan_step(const RunConfig& config, int64_t micro_batch_size) {
@@ -112,8 +121,10 @@ StepPlan plan_step(const RunConfig& config, int64_t micro_batch_size) {
   StepPlan plan;
   KernelCost stored_cost;
   record(&stored_cost, [&](Context& c) { train_pass(c, model, batch, 1, Recompute::kNone); });
-  plan.flops_per_token = stored_cost.flops / static_cast<double>(micro_batch_size * config.train.sequence_length);
-  plan.train = record(&plan.cost, [&](Context& c) { train_pass(c, model, batch, 1, config.train.recompute); });
+  plan.flops_per_token =
+      stored_cost.flops / static_cast<double>(micro_batch_size * config.train.sequence_length);
+  plan.train = record(&plan.cost,
+                      [&](Context& c) { train_pass(c, model, batch, 1, config.train.recompute); });
   plan.evaluation = record(nullptr, [&](Context& c) { evaluation_pass(c, model, batch); });
 
   const StateBytes state = state_bytes(model.parameters());
@@ -135,7 +146,8 @@ int64_t available_memory() {
   for (std::string line; std::getline(in, line);) {
     if (line.starts_with("MemAvailable:")) available = std::stoll(line.substr(13)) * 1024;
   }
-  const int64_t limit = read_number("/sys/fs/cgroup/memory.max"), used = read_number("/sys/fs/cgroup/memory.current");
+  const int64_t limit = read_number("/sys/fs/cgroup/memory.max"),
+                used = read_number("/sys/fs/cgroup/memory.current");
   if (limit > 0 && used >= 0) available = std::min(available, limit - used);
   return available;
 }
@@ -148,16 +160,21 @@ void check_memory(const RunConfig& config, const StepPlan& plan, int64_t limit) 
     const int64_t smaller = plan_step(config, b).memory.total();
     if (smaller <= limit) {
       throw_error<OutOfMemoryError>(
-          "[memory] the run needs {} with train.micro_batch_size {}; {} are available ({} too few); "
+          "[memory] the run needs {} with train.micro_batch_size {}; {} are available ({} too "
+          "few); "
           "train.micro_batch_size {} fits ({}){}",
-          gib(total), config.train.micro_batch_size, gib(limit), gib(total - limit), b, gib(smaller),
-          config.train.recompute == Recompute::kNone ? "; train.recompute true needs less, too" : "");
+          gib(total), config.train.micro_batch_size, gib(limit), gib(total - limit), b,
+          gib(smaller),
+          config.train.recompute == Recompute::kNone ? "; train.recompute true needs less, too"
+                                                     : "");
     }
   }
   throw_error<OutOfMemoryError>(
-      "[memory] the run needs {} with train.micro_batch_size {}; {} are available ({} too few); no micro-batch fits{}",
+      "[memory] the run needs {} with train.micro_batch_size {}; {} are available ({} too few); no "
+      "micro-batch fits{}",
       gib(total), config.train.micro_batch_size, gib(limit), gib(total - limit),
-      config.train.recompute == Recompute::kNone ? "; try train.recompute true" : "; use a shorter sequence or a smaller model");
+      config.train.recompute == Recompute::kNone ? "; try train.recompute true"
+                                                 : "; use a shorter sequence or a smaller model");
 }
 
 }  // namespace heirloom

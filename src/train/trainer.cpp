@@ -16,15 +16,18 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
-/// Settings that may change between the parts of a resumed run without changing what it computes (the number of steps does
-/// change a schedule, and is the user's to change).
+/// Settings that may change between the parts of a resumed run without changing what it computes
+/// (the number of steps does change a schedule, and is the user's to change).
 void remove_free_settings(Json& config) {
   for (const char* key : {"output", "init_from"}) config.erase(key);
   for (const char* key : {"validation", "tokenizer"}) config["data"].erase(key);
-  for (const char* key : {"steps", "eval_every", "eval_batches", "save_every", "keep", "sample_every", "sample_prompt",
-                          "sample_tokens", "save_dtype", "recompute"}) {
+  for (const char* key :
+       {"steps", "eval_every", "eval_batches", "save_every", "keep", "sample_every",
+        "sample_prompt", "sample_tokens", "save_dtype", "recompute"}) {
     config["train"].erase(key);
   }
 }
@@ -33,7 +36,8 @@ void check_same_run(Json saved, Json now, const fs::path& checkpoint) {
   remove_free_settings(saved);
   remove_free_settings(now);
   std::vector<std::string> changed;
-  const auto compare = [&](auto&& self, const Json& a, const Json& b, const std::string& path) -> void {
+  const auto compare = [&](auto&& self, const Json& a, const Json& b,
+                           const std::string& path) -> void {
     if (a == b) return;
     if (a.is_object() && b.is_object()) {
       for (const auto& [key, value] : b.items()) {
@@ -45,14 +49,17 @@ void check_same_run(Json saved, Json now, const fs::path& checkpoint) {
   };
   compare(compare, saved, now, "");
   if (!changed.empty()) {
-    throw_error<ConfigError>("[resume] expected the config that {} was saved with; got: {}; use another output, or the old settings",
-                             checkpoint.string(), fmt::join(changed, "; "));
+    throw_error<ConfigError>(
+        "[resume] expected the config that {} was saved with; got: {}; use another output, or the "
+        "old settings",
+        checkpoint.string(), fmt::join(changed, "; "));
   }
 }
 
 class Run {
  public:
-  Run(const RunConfig& config, const StepPlan& plan, const TrainerHooks& hooks, const TrainerOptions& options)
+  Run(const RunConfig& config, const StepPlan& plan, const TrainerHooks& hooks,
+      const TrainerOptions& options)
       : config_(config),
         plan_(plan),
         hooks_(hooks),
@@ -68,7 +75,8 @@ class Run {
         evaluation_arena_(Device{}, plan.evaluation, block_.data()) {
     model_.ensure_positions(config.train.sequence_length);
     if (!config.data.validation.empty()) {
-      validation_.emplace(paths({config.data.validation}), config.train.sequence_length, config.model.vocab_size);
+      validation_.emplace(paths({config.data.validation}), config.train.sequence_length,
+                          config.model.vocab_size);
     }
   }
 
@@ -96,7 +104,8 @@ class Run {
       if (!stop_requested()) evaluate_if_due();
       if (!stop_requested() && (last || due(config_.train.sample_every))) sample();
     }
-    if (stop_requested() && validation_) return stop();  // the last evaluation may have been cut short
+    if (stop_requested() && validation_)
+      return stop();  // the last evaluation may have been cut short
     save();
     save_final(run_, contents(), config_.train.save_dtype);
     metrics.finish();
@@ -107,10 +116,13 @@ class Run {
   }
 
  private:
-  static std::vector<fs::path> paths(const std::vector<std::string>& names) { return {names.begin(), names.end()}; }
+  static std::vector<fs::path> paths(const std::vector<std::string>& names) {
+    return {names.begin(), names.end()};
+  }
 
   CheckpointContents contents() {
-    Json trainer = {{"step", step_}, {"tokens", step_ * tokens_per_step()}, {"config", config_.resolved}};
+    Json trainer = {
+        {"step", step_}, {"tokens", step_ * tokens_per_step()}, {"config", config_.resolved}};
     return {config_.model, model_.parameters(), optimizer_, tokenizer_file(), std::move(trainer)};
   }
 
@@ -120,20 +132,27 @@ class Run {
     return fs::is_directory(path) ? path / "tokenizer.json" : path;
   }
 
-  int64_t tokens_per_step() const { return config_.train.batch_size * config_.train.sequence_length; }
+  int64_t tokens_per_step() const {
+    return config_.train.batch_size * config_.train.sequence_length;
+  }
   bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
 
   void begin() {
     std::error_code error;
     fs::create_directories(run_, error);
-    if (error) throw_error<IoError>("[train] cannot create the run directory {}: {}", run_.string(), error.message());
+    if (error)
+      throw_error<IoError>("[train] cannot create the run directory {}: {}", run_.string(),
+                           error.message());
     if (options_.resume == ResumeMode::kNever && has_checkpoints(run_)) {
-      throw_error<ConfigError>("[train] expected an output without checkpoints (--resume never); got {}; name another output or use --resume auto",
-                               run_.string());
+      throw_error<ConfigError>(
+          "[train] expected an output without checkpoints (--resume never); got {}; name another "
+          "output or use --resume auto",
+          run_.string());
     }
     const std::optional<fs::path> checkpoint = newest_checkpoint(run_);
     if (!checkpoint && options_.resume == ResumeMode::kMust) {
-      throw_error<IoError>("[train] expected a complete checkpoint to resume in {}; got none", run_.string());
+      throw_error<IoError>("[train] expected a complete checkpoint to resume in {}; got none",
+                           run_.string());
     }
     if (checkpoint) {
       const Json trainer = read_json_file((*checkpoint / "trainer.json").string());
@@ -142,9 +161,11 @@ class Run {
       step_ = trainer.at("step").get<int64_t>();
       log(LogLevel::kInfo, fmt::format("resuming {} after step {}", run_.string(), step_));
       for (const Json& line : read_metrics(run_ / "metrics.jsonl")) {
-        if (line.contains("val_loss") && line.value("step", int64_t{-1}) == step_) already_evaluated_ = true;
+        if (line.contains("val_loss") && line.value("step", int64_t{-1}) == step_)
+          already_evaluated_ = true;
         if (line.contains("sample") && line.value("step", int64_t{-1}) <= step_) {
-          samples_.push_back({line.at("step").get<int64_t>(), line.value("prompt", ""), line.at("sample").get<std::string>()});
+          samples_.push_back({line.at("step").get<int64_t>(), line.value("prompt", ""),
+                              line.at("sample").get<std::string>()});
         }
       }
     } else {
@@ -155,9 +176,11 @@ class Run {
         InitOptions init;
         init.std = config_.train.init_std;
         if (config_.train.init_scale_residual) {
-          init.residual_factor = 1 / std::sqrt(2.0 * static_cast<double>(config_.model.num_hidden_layers));
+          init.residual_factor =
+              1 / std::sqrt(2.0 * static_cast<double>(config_.model.num_hidden_layers));
         }
-        initialize(model_.parameters(), config_.train.seed, init, optimizer_.weights(), optimizer_.weights_dtype());
+        initialize(model_.parameters(), config_.train.seed, init, optimizer_.weights(),
+                   optimizer_.weights_dtype());
       }
       optimizer_.publish_weights();
     }
@@ -172,22 +195,26 @@ class Run {
     for (int64_t first = 0; first < t.batch_size; first += t.micro_batch_size) {
       batch_.begin(static_cast<uint32_t>(first));
       for (int64_t b = 0; b < t.micro_batch_size; ++b) {
-        batch_.load(b, data_, order_.sequence(step_, first + b), config_.data.document_mask, config_.model.eos_token_ids);
+        batch_.load(b, data_, order_.sequence(step_, first + b), config_.data.document_mask,
+                    config_.model.eos_token_ids);
       }
       train_arena_.begin_step();
       Context context{train_arena_};
       context.dropout.embedding = t.dropout_embedding;
       context.dropout.attention = t.dropout_attention;
       context.dropout.residual = t.dropout_residual;
-      context.dropout.key = mix_key(mix_key(t.seed, hash_name("dropout")), static_cast<uint64_t>(step_));
-      train_pass(context, model_, batch_, 1.0 / static_cast<double>(tokens_per_step()), t.recompute);
+      context.dropout.key =
+          mix_key(mix_key(t.seed, hash_name("dropout")), static_cast<uint64_t>(step_));
+      train_pass(context, model_, batch_, 1.0 / static_cast<double>(tokens_per_step()),
+                 t.recompute);
       for (const double nll : batch_.nll) nll_sum += nll;
     }
     const double loss = nll_sum / static_cast<double>(tokens_per_step());
     const double norm = optimizer_.gradient_norm();
     if (!std::isfinite(loss) || !std::isfinite(norm)) {
       throw_error<Error>(
-          "[train] expected a finite loss and gradient norm; got {} and {} at step {}; checkpoints in {} are untouched; "
+          "[train] expected a finite loss and gradient norm; got {} and {} at step {}; checkpoints "
+          "in {} are untouched; "
           "lower optimizer.lr, set optimizer.grad_clip, or look at the data of this step",
           loss, norm, step_ + 1, (run_ / "checkpoints").string());
     }
@@ -205,7 +232,8 @@ class Run {
     report.tokens = step_ * tokens_per_step();
     report.seconds = seconds_since(start);
     report.tokens_per_second = static_cast<double>(tokens_per_step()) / report.seconds;
-    if (options_.roof_flops > 0) report.mfu = report.tokens_per_second * plan_.flops_per_token / options_.roof_flops;
+    if (options_.roof_flops > 0)
+      report.mfu = report.tokens_per_second * plan_.flops_per_token / options_.roof_flops;
     report.eta_seconds = seconds_since(started_) / static_cast<double>(step_ - first_step_) *
                          static_cast<double>(t.steps - step_);
     metrics_->step(report);
@@ -214,7 +242,9 @@ class Run {
   }
 
   void evaluate_if_due() {
-    if (!validation_ || !(step_ == 0 || step_ == config_.train.steps || due(config_.train.eval_every))) return;
+    if (!validation_ ||
+        !(step_ == 0 || step_ == config_.train.steps || due(config_.train.eval_every)))
+      return;
     const TrainConfig& t = config_.train;
     int64_t sequences = validation_->sequences();
     if (t.eval_batches > 0) sequences = std::min(sequences, t.eval_batches * t.batch_size);
@@ -224,7 +254,8 @@ class Run {
       batch_.begin(0);
       for (int64_t b = 0; b < t.micro_batch_size; ++b) {
         if (first + b < sequences) {
-          batch_.load(b, *validation_, first + b, config_.data.document_mask, config_.model.eos_token_ids);
+          batch_.load(b, *validation_, first + b, config_.data.document_mask,
+                      config_.model.eos_token_ids);
         } else {
           batch_.load_padding(b);
         }
@@ -237,7 +268,8 @@ class Run {
     metrics_->evaluation(step_, loss);
     events_->evaluation(step_, loss);
     if (!options_.quiet) {
-      progress_->note(fmt::format("step {:>6}  validation loss {:.4f}  perplexity {:.2f}", step_, loss, std::exp(loss)));
+      progress_->note(fmt::format("step {:>6}  validation loss {:.4f}  perplexity {:.2f}", step_,
+                                  loss, std::exp(loss)));
     }
     write_report();
   }
@@ -247,7 +279,8 @@ class Run {
     const Sample s = hooks_.sample(model_, step_);
     samples_.push_back(s);
     metrics_->write({{"step", step_}, {"prompt", s.prompt}, {"sample", s.text}});
-    if (!options_.quiet) progress_->note(fmt::format("step {:>6}  sample: {}{}", step_, s.prompt, s.text));
+    if (!options_.quiet)
+      progress_->note(fmt::format("step {:>6}  sample: {}{}", step_, s.prompt, s.text));
   }
 
   void save() { save_checkpoint(run_, step_, contents(), config_.train.keep); }
@@ -256,7 +289,10 @@ class Run {
     save();
     write_report();
     progress_->finish();
-    log(LogLevel::kInfo, fmt::format("stopped by a signal after step {}; saved; run the same command again to continue", step_));
+    log(LogLevel::kInfo,
+        fmt::format(
+            "stopped by a signal after step {}; saved; run the same command again to continue",
+            step_));
     return TrainOutcome::kStoppedBySignal;
   }
 
@@ -264,7 +300,8 @@ class Run {
     RunReport report;
     report.title = run_.filename().string();
     report.subtitle = fmt::format("{} steps of {}, {} tokens each, {}", step_, config_.train.steps,
-                                  format_count(static_cast<double>(tokens_per_step())), dtype_name(config_.train.dtype));
+                                  format_count(static_cast<double>(tokens_per_step())),
+                                  dtype_name(config_.train.dtype));
     report.runs = {{report.title, read_metrics(run_ / "metrics.jsonl")}};
     report.config = config_.resolved;
     report.kv = kv_report(config_.model, model_.layout(), config_.train.dtype);
@@ -297,7 +334,8 @@ class Run {
 
 }  // namespace
 
-TrainOutcome train(const RunConfig& config, const StepPlan& plan, const TrainerHooks& hooks, const TrainerOptions& options) {
+TrainOutcome train(const RunConfig& config, const StepPlan& plan, const TrainerHooks& hooks,
+                   const TrainerOptions& options) {
   check_memory(config, plan, options.memory_limit > 0 ? options.memory_limit : available_memory());
   return Run(config, plan, hooks, options).run();
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every sharing scheme, generating: prefill and decode against the composed twin, bytes in the cache, independence of the batch.
+// Every sharing scheme, generating: prefill and decode against the composed twin, bytes in the
+// cache, independence of the batch.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -14,12 +15,14 @@ namespace {
 std::vector<int32_t> prompt_of(int64_t length, uint64_t seed, int64_t vocab) {
   std::vector<int32_t> tokens;
   for (int64_t i = 0; i < length; ++i) {
-    tokens.push_back(static_cast<int32_t>(mix_key(seed, static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab)));
+    tokens.push_back(static_cast<int32_t>(mix_key(seed, static_cast<uint64_t>(i)) %
+                                          static_cast<uint64_t>(vocab)));
   }
   return tokens;
 }
 
-GenerationRequest request_of(const std::string& id, std::vector<int32_t> prompt, int64_t new_tokens) {
+GenerationRequest request_of(const std::string& id, std::vector<int32_t> prompt,
+                             int64_t new_tokens) {
   GenerationRequest r;
   r.id = id;
   r.prompt = std::move(prompt);
@@ -29,12 +32,15 @@ GenerationRequest request_of(const std::string& id, std::vector<int32_t> prompt,
   return r;
 }
 
-std::map<std::string, GenerationResult> generate(Engine& engine, std::vector<GenerationRequest> requests) {
+std::map<std::string, GenerationResult> generate(Engine& engine,
+                                                 std::vector<GenerationRequest> requests) {
   std::map<std::string, GenerationResult> results;
   size_t at = 0;
-  engine.run([&]() -> std::optional<GenerationRequest> {
-    return at < requests.size() ? std::optional(requests[at++]) : std::nullopt;
-  }, [&](GenerationResult r) { results[r.id] = std::move(r); });
+  engine.run(
+      [&]() -> std::optional<GenerationRequest> {
+        return at < requests.size() ? std::optional(requests[at++]) : std::nullopt;
+      },
+      [&](GenerationResult r) { results[r.id] = std::move(r); });
   return results;
 }
 
@@ -58,7 +64,8 @@ TEST_P(EngineVariantTest, PrefillAndDecodeEqualTheFullForward) {
   // Lengths around a cache block and a prefill chunk.
   std::vector<GenerationRequest> requests;
   for (const int64_t length : {1, 63, 64, 65, 140}) {
-    requests.push_back(request_of(std::to_string(length), prompt_of(length, 3, config.vocab_size), 9));
+    requests.push_back(
+        request_of(std::to_string(length), prompt_of(length, 3, config.vocab_size), 9));
   }
   Engine engine(model, nullptr, options_for(3, 160));
   const auto results = generate(engine, requests);
@@ -72,7 +79,8 @@ TEST_P(EngineVariantTest, PrefillAndDecodeEqualTheFullForward) {
     const Twin::Rows logits = twin.logits(all);
     for (size_t i = 0; i < 9; ++i) {
       const std::vector<double>& z = logits[r.prompt.size() + i - 1];
-      EXPECT_EQ(result.tokens[i], static_cast<int32_t>(std::max_element(z.begin(), z.end()) - z.begin()))
+      EXPECT_EQ(result.tokens[i],
+                static_cast<int32_t>(std::max_element(z.begin(), z.end()) - z.begin()))
           << "prompt of " << r.id << ", new token " << i;
       // The engine's logits pass through float32 on their way to the sampler.
       EXPECT_NEAR(result.logprobs[i], Twin::log_probability(z, result.tokens[i]), 2e-6);
@@ -91,7 +99,8 @@ TEST_P(EngineVariantTest, CacheHoldsExactlyTheBytesOfTheFormula) {
     const Tensor& stream = cache.stream(static_cast<int32_t>(s));
     std::fill_n(static_cast<uint64_t*>(stream.data()), stream.numel(), kUnwritten);
   }
-  generate(engine, {request_of("a", prompt_of(70, 1, config.vocab_size), 20), request_of("b", prompt_of(5, 2, config.vocab_size), 4)});
+  generate(engine, {request_of("a", prompt_of(70, 1, config.vocab_size), 20),
+                    request_of("b", prompt_of(5, 2, config.vocab_size), 4)});
   int64_t written = 0;
   for (size_t s = 0; s < cache.stream_count(); ++s) {
     const Tensor& stream = cache.stream(static_cast<int32_t>(s));
@@ -117,7 +126,8 @@ TEST_P(EngineVariantTest, ResultsDoNotDependOnTheBatch) {
     put_weights(model.parameters(), random_weights(model.parameters(), 1));
     std::vector<GenerationRequest> requests;
     for (const int64_t length : {2, 17, 64, 129, 30}) {
-      requests.push_back(request_of(std::to_string(length), prompt_of(length, 5, config.vocab_size), 12));
+      requests.push_back(
+          request_of(std::to_string(length), prompt_of(length, 5, config.vocab_size), 12));
       requests.back().sampling.temperature = length == 17 ? 0.9 : 0.0;
     }
     Engine together(model, nullptr, options_for(5, 150));
@@ -126,13 +136,16 @@ TEST_P(EngineVariantTest, ResultsDoNotDependOnTheBatch) {
       Engine alone(model, nullptr, options_for(1, 150));
       const GenerationResult single = generate(alone, {r}).at(r.id);
       EXPECT_EQ(single.tokens, batch.at(r.id).tokens) << dtype_name(dtype) << " prompt of " << r.id;
-      EXPECT_EQ(single.logprobs, batch.at(r.id).logprobs) << dtype_name(dtype) << " prompt of " << r.id;
+      EXPECT_EQ(single.logprobs, batch.at(r.id).logprobs)
+          << dtype_name(dtype) << " prompt of " << r.id;
     }
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Schemes, EngineVariantTest, ::testing::ValuesIn(variants()),
-                         [](const ::testing::TestParamInfo<Variant>& test) { return test.param.name; });
+                         [](const ::testing::TestParamInfo<Variant>& test) {
+                           return test.param.name;
+                         });
 
 Variant variant_named(const std::string& name) {
   for (const Variant& v : variants()) {
@@ -149,7 +162,8 @@ TEST(Engine, DecodeRunsOneRowPerNewTokenWhateverThePrefix) {
   for (const int64_t length : {1, 200}) {
     Engine engine(model, nullptr, options_for(1, 256));
     generate(engine, {request_of("x", prompt_of(length, 1, config.vocab_size), 30)});
-    EXPECT_EQ(engine.statistics().decode_rows, 29);  // the first new token comes from the prompt's last row
+    EXPECT_EQ(engine.statistics().decode_rows,
+              29);  // the first new token comes from the prompt's last row
     EXPECT_EQ(engine.statistics().prefill_tokens, length);
   }
 }
@@ -163,7 +177,8 @@ double prefill_flops(const ModelConfig& config, int64_t rows, int64_t wanted_row
   KernelCost cost;
   Context context{arena};
   context.cost = &cost;
-  std::vector<int32_t> tokens(static_cast<size_t>(rows), 0), positions(static_cast<size_t>(rows), 0);
+  std::vector<int32_t> tokens(static_cast<size_t>(rows), 0),
+      positions(static_cast<size_t>(rows), 0);
   std::vector<int32_t> wanted(static_cast<size_t>(wanted_rows), static_cast<int32_t>(rows - 1));
   AttentionSequence s;
   s.queries = s.keys = rows;
@@ -180,7 +195,8 @@ TEST(Engine, PromptsSkipTheUpperHalfOfYoco) {
   config.num_hidden_layers = 8;
   const double full = prefill_flops(variant_config(variant_named("mha")), 128, 1) / 5;  // per layer
   const double skipped = prefill_flops(config, 128, 1);
-  EXPECT_NEAR(skipped / full, 4, 0.2);  // four of eight layers run for the prompt, the others for one row
+  EXPECT_NEAR(skipped / full, 4,
+              0.2);  // four of eight layers run for the prompt, the others for one row
   EXPECT_GT(prefill_flops(config, 128, 128) / full, 6.5);
 }
 
@@ -190,15 +206,20 @@ TEST(Engine, StopsAtEosAndAtLength) {
   Transformer model(config, Device{}, Dtype::kFloat32);
   put_weights(model.parameters(), random_weights(model.parameters(), 1));
   Engine plain(model, nullptr, options_for(1, 64));
-  const GenerationResult all = generate(plain, {request_of("x", prompt_of(4, 9, config.vocab_size), 12)}).at("x");
+  const GenerationResult all =
+      generate(plain, {request_of("x", prompt_of(4, 9, config.vocab_size), 12)}).at("x");
   EXPECT_EQ(all.reason, FinishReason::kLength);
   EngineOptions options = options_for(1, 64);
   options.eos = {all.tokens[5]};
-  const size_t first = static_cast<size_t>(std::find(all.tokens.begin(), all.tokens.end(), all.tokens[5]) - all.tokens.begin());
+  const size_t first = static_cast<size_t>(
+      std::find(all.tokens.begin(), all.tokens.end(), all.tokens[5]) - all.tokens.begin());
   Engine with_eos(model, nullptr, options);
-  const GenerationResult cut = generate(with_eos, {request_of("x", prompt_of(4, 9, config.vocab_size), 12)}).at("x");
+  const GenerationResult cut =
+      generate(with_eos, {request_of("x", prompt_of(4, 9, config.vocab_size), 12)}).at("x");
   EXPECT_EQ(cut.reason, FinishReason::kEos);
-  EXPECT_EQ(cut.tokens, std::vector<int32_t>(all.tokens.begin(), all.tokens.begin() + static_cast<ptrdiff_t>(first) + 1));
+  EXPECT_EQ(cut.tokens,
+            std::vector<int32_t>(all.tokens.begin(),
+                                 all.tokens.begin() + static_cast<ptrdiff_t>(first) + 1));
 }
 
 TEST(Engine, BadPromptsAreReportedAndTheOthersRun) {
@@ -207,9 +228,10 @@ TEST(Engine, BadPromptsAreReportedAndTheOthersRun) {
   Transformer model(config, Device{}, Dtype::kFloat32);
   put_weights(model.parameters(), random_weights(model.parameters(), 1));
   Engine engine(model, nullptr, options_for(2, 300));
-  const auto results = generate(engine, {request_of("empty", {}, 4), request_of("outside", {1, 37}, 4),
-                                         request_of("long", prompt_of(300, 1, 37), 4), request_of("good", {1, 2}, 4),
-                                         request_of("edge", prompt_of(250, 1, 37), 40)});
+  const auto results =
+      generate(engine, {request_of("empty", {}, 4), request_of("outside", {1, 37}, 4),
+                        request_of("long", prompt_of(300, 1, 37), 4), request_of("good", {1, 2}, 4),
+                        request_of("edge", prompt_of(250, 1, 37), 40)});
   EXPECT_NE(results.at("empty").error.find("empty prompt"), std::string::npos);
   EXPECT_NE(results.at("outside").error.find("got 37 at position 1"), std::string::npos);
   EXPECT_NE(results.at("long").error.find("learned positions"), std::string::npos);
@@ -258,7 +280,8 @@ TEST(Sampler, DrawsFollowTheDistribution) {
   }
   const double z = 1 + std::exp(0.5) + std::exp(1.0);
   for (size_t i = 0; i < 3; ++i) {
-    const double p = std::exp(0.5 * static_cast<double>(i)) / z, sigma = std::sqrt(p * (1 - p) / kDraws);
+    const double p = std::exp(0.5 * static_cast<double>(i)) / z,
+                 sigma = std::sqrt(p * (1 - p) / kDraws);
     EXPECT_NEAR(count[i] / static_cast<double>(kDraws), p, 5 * sigma);
   }
 }

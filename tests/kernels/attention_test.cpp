@@ -83,7 +83,12 @@ std::vector<Case> cases() {
 std::vector<Case> decode_cases() {
   return {
       {"one", {{1, 1}}},
-      {"lengths", {{1, 2}, {1, 63}, {1, 64}, {1, 65}, {1, 511}, {1, 512}, {1, 513}, {1, 1100}}, 2, 2, 32, 32},
+      {"lengths",
+       {{1, 2}, {1, 63}, {1, 64}, {1, 65}, {1, 511}, {1, 512}, {1, 513}, {1, 1100}},
+       2,
+       2,
+       32,
+       32},
       {"grouped_2", {{1, 130}}, 4, 2, 10, 10},
       {"grouped_3", {{1, 130}, {1, 600}}, 6, 2, 60, 60, 0, 0, true},
       {"grouped_4", {{1, 700}}, 8, 2, 80, 80, 0, 0, true, true},
@@ -101,8 +106,10 @@ double to_double(float x) { return static_cast<double>(x); }
 double to_double(bfloat16 x) { return static_cast<double>(static_cast<float>(x)); }
 template <class T>
 T from_double(double x) {
-  if constexpr (std::is_same_v<T, bfloat16>) return bfloat16(static_cast<float>(x));
-  else return static_cast<T>(x);
+  if constexpr (std::is_same_v<T, bfloat16>)
+    return bfloat16(static_cast<float>(x));
+  else
+    return static_cast<T>(x);
 }
 
 /// Standard normal number `at` of tensor `tensor`, rounded to `dtype`.
@@ -112,8 +119,8 @@ double random_value(uint64_t tensor, int64_t at, Dtype dtype) {
   return dtype == Dtype::kBFloat16 ? to_double(bfloat16(x)) : to_double(x);
 }
 
-/// A call with all its buffers, in storage type T, its values rounded to `rounding`. What is not an input holds NaN: a kernel that
-/// reads too far spreads it, one that writes too far destroys it.
+/// A call with all its buffers, in storage type T, its values rounded to `rounding`. What is not an
+/// input holds NaN: a kernel that reads too far spreads it, one that writes too far destroys it.
 template <class T>
 class Problem {
  public:
@@ -121,11 +128,13 @@ class Problem {
 
   Problem(const Case& test_case, Dtype rounding) : c_(test_case), rounding_(rounding) {
     int64_t query_row = 1, key_row = 2, block = 0, block_total = 0;
-    for (const auto& [queries, keys] : c_.sequences) block_total += (keys + kKvBlockTokens - 1) / kKvBlockTokens;
+    for (const auto& [queries, keys] : c_.sequences)
+      block_total += (keys + kKvBlockTokens - 1) / kKvBlockTokens;
     blocks_.resize(c_.sequences.size());
     for (size_t i = 0; i < c_.sequences.size(); ++i) {
       const auto [queries, keys] = c_.sequences[i];
-      AttentionSequence s{query_row, queries, keys, key_row, nullptr, static_cast<uint32_t>(10 + i)};
+      AttentionSequence s{query_row, queries, keys,
+                          key_row,   nullptr, static_cast<uint32_t>(10 + i)};
       if (c_.paged) {
         for (int64_t j = 0; j < keys; j += kKvBlockTokens, ++block) {
           blocks_[i].push_back(static_cast<int32_t>((block * 7 + 3) % (block_total * 7 + 1)));
@@ -215,25 +224,51 @@ class Problem {
       k_heads_.push_back({k.data() + g * c_.qk_dim, nullptr, k_stride_});
       v_heads_.push_back({zero ? nullptr : v.data() + g * c_.v_dim,
                           mean ? second.data() + g * c_.v_dim : nullptr, v_stride_});
-      // Shared: heads 0 and 1 add to the slots of head 0; the mean's second half goes to head 1's own slot of V.
+      // Shared: heads 0 and 1 add to the slots of head 0; the mean's second half goes to head 1's
+      // own slot of V.
       const int64_t to = c_.slots == Slots::kShared && g == 1 ? 0 : g;
-      KvHeadGrad grad_k{slots ? static_cast<void*>(dk_slot.data() + to * c_.qk_dim) : dk.data() + to * c_.qk_dim,
-                        nullptr, k_stride_, slots, add, false};
-      KvHeadGrad grad_v{slots ? static_cast<void*>(dv_slot.data() + to * c_.v_dim) : dv.data() + to * c_.v_dim,
-                        nullptr, v_stride_, slots, add, add};
+      KvHeadGrad grad_k{
+          slots ? static_cast<void*>(dk_slot.data() + to * c_.qk_dim) : dk.data() + to * c_.qk_dim,
+          nullptr,
+          k_stride_,
+          slots,
+          add,
+          false};
+      KvHeadGrad grad_v{
+          slots ? static_cast<void*>(dv_slot.data() + to * c_.v_dim) : dv.data() + to * c_.v_dim,
+          nullptr,
+          v_stride_,
+          slots,
+          add,
+          add};
       if (mean) {
-        if (c_.slots == Slots::kShared) grad_v.second = dv_slot.data() + (c_.kv_heads - 1) * c_.v_dim;
-        else if (slots) grad_v.second = dsecond_slot.data();
-        else grad_v.second = dsecond.data();
+        if (c_.slots == Slots::kShared)
+          grad_v.second = dv_slot.data() + (c_.kv_heads - 1) * c_.v_dim;
+        else if (slots)
+          grad_v.second = dsecond_slot.data();
+        else
+          grad_v.second = dsecond.data();
       }
       if (c_.slots == Slots::kPartial && g == 0) grad_k = {};
       if (c_.slots == Slots::kPartial && g == c_.kv_heads - 1) grad_v = {};
       dk_heads_.push_back(grad_k);
       dv_heads_.push_back(grad_v);
     }
-    args.forward = {q.data(), o.data(), lse.data(), k_heads_.data(), v_heads_.data(), sequences_.data(),
-                    static_cast<int64_t>(sequences_.size()), c_.heads, c_.kv_heads, c_.qk_dim, c_.v_dim,
-                    q_stride_, o_stride_, 1 / std::sqrt(static_cast<double>(c_.qk_dim)), c_.window,
+    args.forward = {q.data(),
+                    o.data(),
+                    lse.data(),
+                    k_heads_.data(),
+                    v_heads_.data(),
+                    sequences_.data(),
+                    static_cast<int64_t>(sequences_.size()),
+                    c_.heads,
+                    c_.kv_heads,
+                    c_.qk_dim,
+                    c_.v_dim,
+                    q_stride_,
+                    o_stride_,
+                    1 / std::sqrt(static_cast<double>(c_.qk_dim)),
+                    c_.window,
                     {c_.dropout, 0x1234567890abcdefull}};
     args.dout = dout.data();
     args.dq = dq.data();
@@ -243,31 +278,36 @@ class Problem {
 
   Case c_;
   Dtype rounding_;
-  int64_t query_rows_ = 0, key_rows_ = 0, q_stride_ = 0, o_stride_ = 0, k_stride_ = 0, v_stride_ = 0;
+  int64_t query_rows_ = 0, key_rows_ = 0, q_stride_ = 0, o_stride_ = 0, k_stride_ = 0,
+          v_stride_ = 0;
   std::vector<std::vector<int32_t>> blocks_;
   std::vector<AttentionSequence> sequences_;
   std::vector<KvHead> k_heads_, v_heads_;
   std::vector<KvHeadGrad> dk_heads_, dv_heads_;
 };
 
-const char* const kOutputNames[] = {"o",  "lse",     "dq",      "dk",      "dv",
+const char* const kOutputNames[] = {"o",       "lse",     "dq",      "dk",          "dv",
                                     "dsecond", "dk slot", "dv slot", "dsecond slot"};
 
 using Outputs = std::vector<std::vector<double>>;
 
-/// NaN exactly where the oracle has NaN (nothing read or written outside), elsewhere at most twice the naive error.
-void expect_close(const Outputs& got, const Outputs& naive, const Outputs& want, const std::string& what) {
+/// NaN exactly where the oracle has NaN (nothing read or written outside), elsewhere at most twice
+/// the naive error.
+void expect_close(const Outputs& got, const Outputs& naive, const Outputs& want,
+                  const std::string& what) {
   for (size_t t = 0; t < want.size(); ++t) {
     double error = 0, allowed = 0, largest = 0;
     ASSERT_EQ(got[t].size(), want[t].size());
     for (size_t i = 0; i < want[t].size(); ++i) {
-      ASSERT_EQ(std::isnan(got[t][i]), std::isnan(want[t][i])) << what << " " << kOutputNames[t] << " at " << i;
+      ASSERT_EQ(std::isnan(got[t][i]), std::isnan(want[t][i]))
+          << what << " " << kOutputNames[t] << " at " << i;
       if (std::isnan(want[t][i])) continue;
       error = std::max(error, std::fabs(got[t][i] - want[t][i]));
       allowed = std::max(allowed, std::fabs(naive[t][i] - want[t][i]));
       largest = std::max(largest, std::fabs(want[t][i]));
     }
-    // Inputs are standard normals: where the true value is zero (one visible key), rounding is judged against 1.
+    // Inputs are standard normals: where the true value is zero (one visible key), rounding is
+    // judged against 1.
     EXPECT_LE(error, 2 * allowed + 1e-6 * std::max(1.0, largest)) << what << " " << kOutputNames[t];
   }
 }
@@ -286,23 +326,31 @@ class AttentionTest : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     if (std::string(GetParam()) == "avx512") {
-      if (!__builtin_cpu_supports("avx512bf16")) GTEST_SKIP() << "no AVX-512 with bfloat16: its attention kernels are not tested";
+      if (!__builtin_cpu_supports("avx512bf16"))
+        GTEST_SKIP() << "no AVX-512 with bfloat16: its attention kernels are not tested";
       cpu::avx512::register_attention_forward();
       cpu::avx512::register_attention_backward();
       cpu::avx512::register_attention_decode();
     } else {
-      if (!__builtin_cpu_supports("avx2")) GTEST_SKIP() << "no AVX2: its attention kernels are not tested";
+      if (!__builtin_cpu_supports("avx2"))
+        GTEST_SKIP() << "no AVX2: its attention kernels are not tested";
       cpu::avx2::register_attention_forward();
       cpu::avx2::register_attention_backward();
       cpu::avx2::register_attention_decode();
     }
   }
   template <class T>
-  static auto forward_kernel() { return attention_forward_table().get(DeviceKind::kCpu, kDtypeOf<T>); }
+  static auto forward_kernel() {
+    return attention_forward_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+  }
   template <class T>
-  static auto backward_kernel() { return attention_backward_table().get(DeviceKind::kCpu, kDtypeOf<T>); }
+  static auto backward_kernel() {
+    return attention_backward_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+  }
   template <class T>
-  static auto decode_kernel() { return attention_decode_table().get(DeviceKind::kCpu, kDtypeOf<T>); }
+  static auto decode_kernel() {
+    return attention_decode_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+  }
 
   template <class T>
   static void check_values(const Case& c) {
@@ -345,7 +393,8 @@ class AttentionTest : public testing::TestWithParam<const char*> {
     expect_same_bits(one.outputs(), several.outputs(), "1 and 3 threads");
   }
 
-  /// o and lse of the first sequence, `chunk` queries per call, each call seeing only the keys it needs.
+  /// o and lse of the first sequence, `chunk` queries per call, each call seeing only the keys it
+  /// needs.
   template <class T>
   static Outputs in_chunks(const Case& c, int64_t chunk) {
     Problem<T> p(c, kDtypeOf<T>);
@@ -413,7 +462,8 @@ TEST_P(AttentionTest, ResultsDoNotDependOnChunks) {
 
 /// Rows of one query of sequence `n` in two problems.
 template <class T>
-void expect_same_rows(const Problem<T>& a, size_t na, const Problem<T>& b, size_t nb, const std::string& what) {
+void expect_same_rows(const Problem<T>& a, size_t na, const Problem<T>& b, size_t nb,
+                      const std::string& what) {
   const AttentionForwardArgs &fa = a.args.forward, &fb = b.args.forward;
   const AttentionSequence &sa = fa.sequences[na], &sb = fb.sequences[nb];
   ASSERT_EQ(sa.queries, sb.queries);
@@ -431,14 +481,15 @@ template <class T>
 void copy_sequence(const Problem<T>& from, size_t n, Problem<T>& to, size_t m) {
   const AttentionForwardArgs &a = from.args.forward, &b = to.args.forward;
   const AttentionSequence &sa = a.sequences[n], &sb = b.sequences[m];
-  const auto copy = [](const std::vector<T>& x, int64_t x_at, std::vector<T>& y, int64_t y_at, int64_t count) {
-    std::copy_n(x.begin() + x_at, count, y.begin() + y_at);
-  };
+  const auto copy = [](const std::vector<T>& x, int64_t x_at, std::vector<T>& y, int64_t y_at,
+                       int64_t count) { std::copy_n(x.begin() + x_at, count, y.begin() + y_at); };
   for (int64_t i = 0; i < sa.queries; ++i) {
-    copy(from.q, (sa.query_row + i) * a.q_stride, to.q, (sb.query_row + i) * b.q_stride, a.heads * a.qk_dim);
+    copy(from.q, (sa.query_row + i) * a.q_stride, to.q, (sb.query_row + i) * b.q_stride,
+         a.heads * a.qk_dim);
   }
   for (int64_t j = 0; j < sa.keys; ++j) {
-    const int64_t x = reference::attention_detail::stream_row(sa, j), y = reference::attention_detail::stream_row(sb, j);
+    const int64_t x = reference::attention_detail::stream_row(sa, j),
+                  y = reference::attention_detail::stream_row(sb, j);
     copy(from.k, x * a.k[0].row_stride, to.k, y * b.k[0].row_stride, a.kv_heads * a.qk_dim);
     copy(from.v, x * a.v[0].row_stride, to.v, y * b.v[0].row_stride, a.kv_heads * a.v_dim);
   }
@@ -493,8 +544,9 @@ double objective(Problem<double>& p) {
 }
 
 /// Directional derivative along a random direction of one input against the gradient.
-void check_direction(Problem<double>& p, std::vector<double>& input, const std::vector<double>& gradient,
-                     uint64_t tensor, const std::string& what) {
+void check_direction(Problem<double>& p, std::vector<double>& input,
+                     const std::vector<double>& gradient, uint64_t tensor,
+                     const std::string& what) {
   const std::vector<double> at = input;
   double want = 0;
   std::vector<double> direction(at.size(), 0.0);
@@ -515,7 +567,8 @@ void check_direction(Problem<double>& p, std::vector<double>& input, const std::
 
 TEST(AttentionReference, GradientsAgreeWithCentralDifferences) {
   for (Case c : cases()) {
-    if (c.sequences[0][0] > 100 || c.slots == Slots::kShared || c.slots == Slots::kPartial) continue;
+    if (c.sequences[0][0] > 100 || c.slots == Slots::kShared || c.slots == Slots::kPartial)
+      continue;
     c.slots = Slots::kWrite;
     SCOPED_TRACE(c.name);
     Problem<double> p(c, Dtype::kFloat64);
@@ -542,7 +595,8 @@ TEST(AttentionReference, SharedSlotsHoldSums) {
   const int64_t stride = apart.args.dk[0].row_stride, v_stride = apart.args.dv[0].row_stride;
   for (int64_t row = 2; row < 22; ++row) {
     for (int64_t x = 0; x < 8; ++x) {
-      const auto k_at = static_cast<size_t>(row * stride + x), v_at = static_cast<size_t>(row * v_stride + x);
+      const auto k_at = static_cast<size_t>(row * stride + x),
+                 v_at = static_cast<size_t>(row * v_stride + x);
       EXPECT_NEAR(shared.dk_slot[k_at], apart.dk[k_at] + apart.dk[k_at + 8], 1e-12);
       EXPECT_NEAR(shared.dv_slot[v_at], apart.dv[v_at] + apart.dv[v_at + 8], 1e-12);
       EXPECT_NEAR(shared.dv_slot[v_at + 16], apart.dsecond[v_at] + apart.dv[v_at + 16], 1e-12);
@@ -574,18 +628,22 @@ TEST(AttentionReference, DropoutKeepsTheExpectedShare) {
   for (int64_t i = 0; i < 200; ++i) {
     for (int64_t j = 0; j < 200; ++j) {
       const double keep = reference::attention_detail::dropout_factor<double>(dropout, 1, 2, i, j);
-      if (keep == 0) ++dropped;
-      else EXPECT_DOUBLE_EQ(keep, 4.0 / 3.0);
+      if (keep == 0)
+        ++dropped;
+      else
+        EXPECT_DOUBLE_EQ(keep, 4.0 / 3.0);
     }
   }
   EXPECT_NEAR(static_cast<double>(dropped), 10000, 400);  // four standard deviations: 346
 }
 
 TEST(AttentionCost, ByHand) {
-  // Two sequences: 3 of 3 and 2 of 5 positions; H = 4, G = 2, D = 6, E = 10; value head 0 a mean, head 1 zero.
+  // Two sequences: 3 of 3 and 2 of 5 positions; H = 4, G = 2, D = 6, E = 10; value head 0 a mean,
+  // head 1 zero.
   const float x = 0;
   float y = 0;
-  const KvHead k[2] = {{&x, nullptr, 12}, {&x, nullptr, 12}}, v[2] = {{&x, &x, 20}, {nullptr, nullptr, 0}};
+  const KvHead k[2] = {{&x, nullptr, 12}, {&x, nullptr, 12}},
+               v[2] = {{&x, &x, 20}, {nullptr, nullptr, 0}};
   const AttentionSequence s[2] = {{0, 3, 3, 0, nullptr, 0}, {3, 2, 5, 3, nullptr, 0}};
   AttentionForwardArgs a{&x, &y, &y, k, v, s, 2, 4, 2, 6, 10, 24, 40, 1.0, 0, {}};
   KernelCost cost = attention_forward_cost(a, Dtype::kBFloat16);
@@ -594,11 +652,13 @@ TEST(AttentionCost, ByHand) {
   EXPECT_EQ(cost.bytes_read, 2 * (5 * 24 + 8 * (6 + 20) + 8 * 6));
   EXPECT_EQ(cost.bytes_written, 5 * (40 * 2 + 4 * 4));
 
-  const KvHeadGrad dk[2] = {{&y, nullptr, 12, true, true, false}, {}}, dv[2] = {{&y, &y, 20, false, false, true}, {}};
+  const KvHeadGrad dk[2] = {{&y, nullptr, 12, true, true, false}, {}},
+                   dv[2] = {{&y, &y, 20, false, false, true}, {}};
   const AttentionBackwardArgs b{a, &x, &y, dk, dv};
   cost = attention_backward_cost(b, Dtype::kBFloat16);
   EXPECT_EQ(cost.flops, 2 * pairs * 2 * (18 + 20));
-  EXPECT_EQ(cost.bytes_read, 2 * (5 * (24 + 80) + 8 * 26 + 8 * 6) + 5 * 4 * 4 + 8 * 6 * 4 + 8 * 10 * 2);
+  EXPECT_EQ(cost.bytes_read,
+            2 * (5 * (24 + 80) + 8 * 26 + 8 * 6) + 5 * 4 * 4 + 8 * 6 * 4 + 8 * 10 * 2);
   EXPECT_EQ(cost.bytes_written, 2 * 5 * 24 + 8 * 6 * 4 + 2 * 8 * 10 * 2);
 
   a.window = 2;  // pairs: 1 + 2 + 2 and 2 + 2; keys: 3 and, from position 3 on with one before, 3

@@ -27,8 +27,10 @@ struct Shape {
 
 template <class T>
 double value_of(T x) {
-  if constexpr (std::is_same_v<T, bfloat16>) return static_cast<double>(static_cast<float>(x));
-  else return static_cast<double>(x);
+  if constexpr (std::is_same_v<T, bfloat16>)
+    return static_cast<double>(static_cast<float>(x));
+  else
+    return static_cast<double>(x);
 }
 
 template <class T>
@@ -44,16 +46,25 @@ class Problem {
     fill(bias, 0, shape.out, 3, rounding);
     y.assign(static_cast<size_t>(shape.rows * y_stride), make(NAN));
     y_wide.assign(y.size(), static_cast<compute_t<T>>(NAN));
-    args = {x.data(), weight.data(), with_bias ? bias.data() : nullptr,
-            wide ? static_cast<void*>(y_wide.data()) : y.data(), shape.rows, shape.in, shape.out,
-            x_stride, y_stride, wide};
+    args = {x.data(),
+            weight.data(),
+            with_bias ? bias.data() : nullptr,
+            wide ? static_cast<void*>(y_wide.data()) : y.data(),
+            shape.rows,
+            shape.in,
+            shape.out,
+            x_stride,
+            y_stride,
+            wide};
   }
   Problem(const Problem&) = delete;
 
   std::vector<double> output() const {
     std::vector<double> out;
-    if (wide_) for (const auto v : y_wide) out.push_back(value_of(v));
-    else for (const auto v : y) out.push_back(value_of(v));
+    if (wide_)
+      for (const auto v : y_wide) out.push_back(value_of(v));
+    else
+      for (const auto v : y) out.push_back(value_of(v));
     return out;
   }
 
@@ -63,14 +74,18 @@ class Problem {
 
  private:
   static T make(double v) {
-    if constexpr (std::is_same_v<T, bfloat16>) return bfloat16(static_cast<float>(v));
-    else return static_cast<T>(v);
+    if constexpr (std::is_same_v<T, bfloat16>)
+      return bfloat16(static_cast<float>(v));
+    else
+      return static_cast<T>(v);
   }
-  static void fill(std::vector<T>& to, int64_t from, int64_t count, uint64_t tensor, Dtype rounding) {
+  static void fill(std::vector<T>& to, int64_t from, int64_t count, uint64_t tensor,
+                   Dtype rounding) {
     for (int64_t i = from; i < from + count; ++i) {
       const auto words = philox(tensor, {static_cast<uint32_t>(i), 0, 0, 0});
       const float v = static_cast<float>(normals_from_bits(words[0], words[1])[0]);
-      to[static_cast<size_t>(i)] = make(rounding == Dtype::kBFloat16 ? value_of(bfloat16(v)) : value_of(v));
+      to[static_cast<size_t>(i)] =
+          make(rounding == Dtype::kBFloat16 ? value_of(bfloat16(v)) : value_of(v));
     }
   }
   bool wide_;
@@ -80,7 +95,8 @@ class LinearRowsTest : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     if (std::string(GetParam()) == "avx512") {
-      if (!__builtin_cpu_supports("avx512bf16")) GTEST_SKIP() << "no AVX-512 with bfloat16: its linear_rows is not tested";
+      if (!__builtin_cpu_supports("avx512bf16"))
+        GTEST_SKIP() << "no AVX-512 with bfloat16: its linear_rows is not tested";
       cpu::avx512::register_linear_rows();
     } else {
       if (!__builtin_cpu_supports("avx2")) GTEST_SKIP() << "no AVX2: its linear_rows is not tested";
@@ -88,7 +104,9 @@ class LinearRowsTest : public testing::TestWithParam<const char*> {
     }
   }
   template <class T>
-  static void run(Problem<T>& p) { linear_rows_table().get(DeviceKind::kCpu, kDtypeOf<T>)(p.args, {}); }
+  static void run(Problem<T>& p) {
+    linear_rows_table().get(DeviceKind::kCpu, kDtypeOf<T>)(p.args, {});
+  }
 
   template <class T>
   static void check_values(Shape shape, bool wide, bool bias) {
@@ -111,7 +129,8 @@ class LinearRowsTest : public testing::TestWithParam<const char*> {
     EXPECT_LE(error, 2 * allowed + 5e-7 * largest);
   }
 
-  /// The bits of row 0 .. rows-1 computed together equal those of each computed alone, for any number of threads.
+  /// The bits of row 0 .. rows-1 computed together equal those of each computed alone, for any
+  /// number of threads.
   template <class T>
   static void check_rows(Shape shape) {
     SCOPED_TRACE(testing::Message() << shape.rows << " rows " << dtype_name(kDtypeOf<T>));
@@ -137,8 +156,18 @@ class LinearRowsTest : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(LinearRowsTest, Values) {
-  for (const Shape shape : {Shape{1, 1, 1}, {1, 16, 4}, {2, 31, 5}, {3, 33, 7}, {4, 64, 8}, {5, 100, 3}, {6, 17, 6},
-                            {7, 512, 130}, {8, 1376, 33}, {13, 2100, 9}, {32, 48, 21}, {33, 200, 40}}) {
+  for (const Shape shape : {Shape{1, 1, 1},
+                            {1, 16, 4},
+                            {2, 31, 5},
+                            {3, 33, 7},
+                            {4, 64, 8},
+                            {5, 100, 3},
+                            {6, 17, 6},
+                            {7, 512, 130},
+                            {8, 1376, 33},
+                            {13, 2100, 9},
+                            {32, 48, 21},
+                            {33, 200, 40}}) {
     for (const bool wide : {false, true}) {
       check_values<float>(shape, wide, wide);
       check_values<bfloat16>(shape, wide, !wide);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every sharing scheme, trained: values and gradients against the composed twin, recomputation, checkpoints.
+// Every sharing scheme, trained: values and gradients against the composed twin, recomputation,
+// checkpoints.
 #include <gtest/gtest.h>
 
 #include <numbers>
@@ -22,8 +23,11 @@ struct Batch {
 Batch make_batch(int64_t vocab) {
   Batch b;
   for (int64_t i = 0; i < kSequences * kLength; ++i) {
-    b.tokens.push_back(static_cast<int32_t>(mix_key(3, static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab)));
-    b.targets.push_back(i % 7 == 5 ? -1 : static_cast<int32_t>(mix_key(4, static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab)));
+    b.tokens.push_back(
+        static_cast<int32_t>(mix_key(3, static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab)));
+    b.targets.push_back(i % 7 == 5 ? -1
+                                   : static_cast<int32_t>(mix_key(4, static_cast<uint64_t>(i)) %
+                                                          static_cast<uint64_t>(vocab)));
     b.positions.push_back(static_cast<int32_t>(i % kLength));
   }
   for (int64_t s = 0; s < kSequences; ++s) {
@@ -42,10 +46,12 @@ struct Trained {
 };
 
 /// One forward and backward pass; the model must hold its weights.
-Trained train_once(Transformer& model, const Batch& batch, Recompute recompute, double dropout_rate) {
+Trained train_once(Transformer& model, const Batch& batch, Recompute recompute,
+                   double dropout_rate) {
   const Dtype grad_dtype = accumulate_dtype(model.dtype());
   Trained result;
-  result.gradients.assign(static_cast<size_t>(model.parameters().elements() * dtype_size(grad_dtype)), std::byte{0});
+  result.gradients.assign(
+      static_cast<size_t>(model.parameters().elements() * dtype_size(grad_dtype)), std::byte{0});
   result.nll.assign(batch.tokens.size(), NAN);
   model.parameters().attach_gradients(result.gradients.data());
   model.ensure_positions(kLength);
@@ -56,7 +62,8 @@ Trained train_once(Transformer& model, const Batch& batch, Recompute recompute, 
   context.dropout = {dropout_rate, dropout_rate, dropout_rate, 99, 0, kLength};
   const int64_t n = static_cast<int64_t>(batch.tokens.size());
   ActivationKvStore store(model.stream_specs(), model.dtype(), n, batch.sequences);
-  model.loss(context, {batch.tokens.data(), batch.positions.data(), n}, store, batch.targets.data(), 0.5, result.nll.data(), recompute);
+  model.loss(context, {batch.tokens.data(), batch.positions.data(), n}, store, batch.targets.data(),
+             0.5, result.nll.data(), recompute);
   tape.backward(context);
   return result;
 }
@@ -89,7 +96,8 @@ TEST_P(VariantTest, ValuesAndGradientsEqualTheTwin) {
   const double expected = twin_loss(twin, batch);
   EXPECT_NEAR(sum, expected, 1e-11 * std::abs(expected));
 
-  // One random direction per stored tensor, the twin's central difference against the model's gradient.
+  // One random direction per stored tensor, the twin's central difference against the model's
+  // gradient.
   for (const NamedParameter& p : model.parameters().all()) {
     for (const ParameterSlice& s : p.slices) {
       std::vector<double>& w = twin.weights.at(s.name);
@@ -98,7 +106,8 @@ TEST_P(VariantTest, ValuesAndGradientsEqualTheTwin) {
       double along = 0, norm = 0;
       std::vector<double> direction(w.size());
       for (size_t i = 0; i < w.size(); ++i) {
-        const auto bits = philox(7, {static_cast<uint32_t>(i), static_cast<uint32_t>(hash_name(s.name)), 0, 0});
+        const auto bits =
+            philox(7, {static_cast<uint32_t>(i), static_cast<uint32_t>(hash_name(s.name)), 0, 0});
         direction[i] = normals_from_bits(bits[0], bits[1])[0];
         along += 2 * gradient[i] * direction[i];  // the pass scaled the loss by one half
         norm += 4 * gradient[i] * gradient[i];
@@ -109,7 +118,8 @@ TEST_P(VariantTest, ValuesAndGradientsEqualTheTwin) {
       for (size_t i = 0; i < w.size(); ++i) w[i] = kept[i] - h * direction[i];
       const double down = twin_loss(twin, batch);
       w = kept;
-      EXPECT_NEAR(along, (up - down) / (2 * h), 1e-7 * (1 + std::sqrt(norm) * std::sqrt(static_cast<double>(w.size()))))
+      EXPECT_NEAR(along, (up - down) / (2 * h),
+                  1e-7 * (1 + std::sqrt(norm) * std::sqrt(static_cast<double>(w.size()))))
           << s.name;
     }
   }
@@ -136,7 +146,8 @@ TEST_P(VariantTest, CheckpointRoundTripKeepsEveryBit) {
   put_weights(model.parameters(), random_weights(model.parameters(), 5));
   const fs::path directory = fs::path(::testing::TempDir()) / ("round_trip_" + GetParam().name);
   fs::create_directories(directory);
-  write_model(directory, config, model.parameters(), model.parameters().data(), Dtype::kFloat32, Dtype::kFloat32, {});
+  write_model(directory, config, model.parameters(), model.parameters().data(), Dtype::kFloat32,
+              Dtype::kFloat32, {});
   const ModelConfig read = read_model_config(directory.string());
   Transformer copy(read, Device{}, Dtype::kFloat32);
   load_weights(directory, read, copy.parameters(), copy.parameters().data(), Dtype::kFloat32);
@@ -150,29 +161,35 @@ TEST_P(VariantTest, CheckpointRoundTripKeepsEveryBit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Schemes, VariantTest, ::testing::ValuesIn(variants()),
-                         [](const ::testing::TestParamInfo<Variant>& test) { return test.param.name; });
+                         [](const ::testing::TestParamInfo<Variant>& test) {
+                           return test.param.name;
+                         });
 
 TEST(Identities, GqaEqualsMhaWithRepeatedWeights) {
   register_cpu_kernels();
-  const ModelConfig gqa = variant_config({"gqa", R"({"num_key_value_heads": 2, "kv_sharing": {"scheme": "skipv1"}})"});
+  const ModelConfig gqa =
+      variant_config({"gqa", R"({"num_key_value_heads": 2, "kv_sharing": {"scheme": "skipv1"}})"});
   const ModelConfig mha = variant_config({"mha", R"({"kv_sharing": {"scheme": "skipv1"}})"});
   Transformer narrow(gqa, Device{}, Dtype::kFloat64), wide(mha, Device{}, Dtype::kFloat64);
   auto weights = random_weights(narrow.parameters(), 11);
   put_weights(narrow.parameters(), weights);
   for (auto& [name, w] : weights) {
-    if (name.find("k_proj") == std::string::npos && name.find("v_proj") == std::string::npos) continue;
+    if (name.find("k_proj") == std::string::npos && name.find("v_proj") == std::string::npos)
+      continue;
     const size_t head = static_cast<size_t>(gqa.head_dim * gqa.hidden_size);
     std::vector<double> repeated;
     for (size_t h = 0; h < w.size() / head; ++h) {
       for (int copy = 0; copy < 2; ++copy) {
-        repeated.insert(repeated.end(), w.begin() + static_cast<ptrdiff_t>(h * head), w.begin() + static_cast<ptrdiff_t>((h + 1) * head));
+        repeated.insert(repeated.end(), w.begin() + static_cast<ptrdiff_t>(h * head),
+                        w.begin() + static_cast<ptrdiff_t>((h + 1) * head));
       }
     }
     w = std::move(repeated);
   }
   put_weights(wide.parameters(), weights);
   const Batch batch = make_batch(gqa.vocab_size);
-  const Trained a = train_once(narrow, batch, Recompute::kNone, 0), b = train_once(wide, batch, Recompute::kNone, 0);
+  const Trained a = train_once(narrow, batch, Recompute::kNone, 0),
+                b = train_once(wide, batch, Recompute::kNone, 0);
   for (size_t i = 0; i < a.nll.size(); ++i) EXPECT_NEAR(a.nll[i], b.nll[i], 1e-12);
 }
 

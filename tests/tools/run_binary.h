@@ -39,6 +39,7 @@ inline BinaryResult run_binary(std::vector<std::string> arguments) {
   std::vector<char*> argv;
   for (std::string& a : arguments) argv.push_back(a.data());
   argv.push_back(nullptr);
+  std::fflush(nullptr);
   const pid_t child = ::fork();
   if (child == 0) {
     if (std::freopen(out.c_str(), "wb", stdout) == nullptr) ::_exit(126);

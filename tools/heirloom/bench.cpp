@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// heirloom bench: throughput of whole phases on random weights, each beside the roof that the same run measures.
+// heirloom bench: throughput of whole phases on random weights, each beside the roof that the same
+// run measures.
 #include <algorithm>
 #include <cstdio>
 
@@ -36,7 +37,8 @@ double median(std::vector<double> v) {
 }
 
 ModelConfig bench_model(const std::string& name) {
-  return name.find('/') != std::string::npos || name.ends_with(".json") ? read_model_config(name) : preset_model_config(name);
+  return name.find('/') != std::string::npos || name.ends_with(".json") ? read_model_config(name)
+                                                                        : preset_model_config(name);
 }
 
 int32_t random_token(int64_t i, int64_t vocab) {
@@ -72,8 +74,10 @@ Row bench_train(const BenchCommand& o, const ModelConfig& model_config, Dtype dt
     optimizer.zero_gradients();
     arena.begin_step();
     train_pass(Context{arena}, model, batch, 1 / tokens, Recompute::kNone);
-    optimizer.update(step, config.optimizer.lr, std::min(1.0, 1 / (optimizer.gradient_norm() + 1e-6)));
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    optimizer.update(step, config.optimizer.lr,
+                     std::min(1.0, 1 / (optimizer.gradient_norm() + 1e-6)));
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (step == 1) continue;  // first touch and kernel generation
     row.tokens_per_second.push_back(tokens / seconds);
     row.fraction.push_back(tokens / seconds * plan.flops_per_token / roof);
@@ -85,15 +89,17 @@ std::vector<Row> bench_generation(const BenchCommand& o, const ModelConfig& conf
   Transformer model(config, Device{}, dtype);
   initialize(model.parameters(), 1, {}, model.parameters().data(), dtype);
   const KvLayout& layout = model.layout();
-  // A decode step reads every weight but the embedding table (one row per sequence; all of it where the head is tied) and
-  // the cache as `heirloom kv` counts it.
+  // A decode step reads every weight but the embedding table (one row per sequence; all of it where
+  // the head is tied) and the cache as `heirloom kv` counts it.
   const ParameterCount count = count_parameters(config);
   const int64_t weights = count.total() - (config.tie_word_embeddings ? 0 : count.embedding);
   const double size = static_cast<double>(dtype_size(dtype));
   const double mean_context = static_cast<double>(o.context) + static_cast<double>(o.tokens) / 2;
-  const double step_bytes = size * (static_cast<double>(weights) + static_cast<double>(o.sequences) * mean_context *
-                                                                       static_cast<double>(layout.read_elements_per_token()));
-  Row prefill{"prefill", {}, {}, 0, "FLOP/s"}, decode{"decode", {}, {}, step_bytes / static_cast<double>(o.sequences), "B/s read"};
+  const double step_bytes = size * (static_cast<double>(weights) +
+                                    static_cast<double>(o.sequences) * mean_context *
+                                        static_cast<double>(layout.read_elements_per_token()));
+  Row prefill{"prefill", {}, {}, 0, "FLOP/s"},
+      decode{"decode", {}, {}, step_bytes / static_cast<double>(o.sequences), "B/s read"};
   {
     RunConfig run;
     run.model = config;
@@ -121,7 +127,8 @@ std::vector<Row> bench_generation(const BenchCommand& o, const ModelConfig& conf
           if (given == o.sequences) return std::nullopt;
           GenerationRequest r;
           r.id = std::to_string(given++);
-          for (int64_t i = 0; i < o.context; ++i) r.prompt.push_back(random_token(i + given, config.vocab_size));
+          for (int64_t i = 0; i < o.context; ++i)
+            r.prompt.push_back(random_token(i + given, config.vocab_size));
           r.max_new_tokens = o.tokens + 1;
           r.sampling.temperature = 0;
           return r;
@@ -144,7 +151,9 @@ int run_bench(const BenchCommand& o) {
   register_cpu_kernels();
   const Dtype dtype = parse_dtype(o.common.dtype, Dtype::kFloat32);
   const ModelConfig config = bench_model(o.model);
-  const auto wants = [&](const char* phase) { return std::find(o.phases.begin(), o.phases.end(), phase) != o.phases.end(); };
+  const auto wants = [&](const char* phase) {
+    return std::find(o.phases.begin(), o.phases.end(), phase) != o.phases.end();
+  };
   std::vector<Row> rows;
   if (wants("train")) rows.push_back(bench_train(o, config, dtype));
   if (wants("prefill") || wants("decode")) {
@@ -155,37 +164,66 @@ int run_bench(const BenchCommand& o) {
   Json results = Json::array();
   const double flops = cpu_flops_roof(dtype), read = cpu_read_roof();
   std::FILE* table = o.common.json == "-" ? stderr : stdout;
-  std::fprintf(table, "%s, %s, %s: roof %.0f GFLOP/s, %.1f GB/s read\n", o.model.c_str(), dtype_name(dtype),
-               cpu_kernel_isa().c_str(), flops / 1e9, read / 1e9);
-  std::fprintf(table, "%-8s %12s %12s %12s %12s %10s\n", "phase", "tok/s", "min", "max", "GFLOP|GB /s", "of roof");
+  std::fprintf(table, "%s, %s, %s: roof %.0f GFLOP/s, %.1f GB/s read\n", o.model.c_str(),
+               dtype_name(dtype), cpu_kernel_isa().c_str(), flops / 1e9, read / 1e9);
+  std::fprintf(table, "%-8s %12s %12s %12s %12s %10s\n", "phase", "tok/s", "min", "max",
+               "GFLOP|GB /s", "of roof");
   for (const Row& row : rows) {
     const double rate = median(row.tokens_per_second), fraction = median(row.fraction);
-    const auto [low, high] = std::minmax_element(row.tokens_per_second.begin(), row.tokens_per_second.end());
-    std::fprintf(table, "%-8s %12.1f %12.1f %12.1f %12.1f %9.1f%%\n", row.phase.c_str(), rate, *low, *high,
-                 rate * row.unit_per_token / 1e9, 100 * fraction);
-    results.push_back({{"phase", row.phase}, {"tokens_per_second", rate}, {"min", *low}, {"max", *high},
-                       {"per_second", rate * row.unit_per_token}, {"roof", row.roof}, {"of_roof", fraction}});
+    const auto [low, high] =
+        std::minmax_element(row.tokens_per_second.begin(), row.tokens_per_second.end());
+    std::fprintf(table, "%-8s %12.1f %12.1f %12.1f %12.1f %9.1f%%\n", row.phase.c_str(), rate, *low,
+                 *high, rate * row.unit_per_token / 1e9, 100 * fraction);
+    results.push_back({{"phase", row.phase},
+                       {"tokens_per_second", rate},
+                       {"min", *low},
+                       {"max", *high},
+                       {"per_second", rate * row.unit_per_token},
+                       {"roof", row.roof},
+                       {"of_roof", fraction}});
   }
-  write_json_result(o.common, {{"model", o.model}, {"dtype", dtype_name(dtype)}, {"isa", cpu_kernel_isa()},
-                               {"flops_roof", flops}, {"read_roof", read}, {"batch", o.batch}, {"length", o.length},
-                               {"sequences", o.sequences}, {"context", o.context}, {"rows", results}});
+  write_json_result(o.common, {{"model", o.model},
+                               {"dtype", dtype_name(dtype)},
+                               {"isa", cpu_kernel_isa()},
+                               {"flops_roof", flops},
+                               {"read_roof", read},
+                               {"batch", o.batch},
+                               {"length", o.length},
+                               {"sequences", o.sequences},
+                               {"context", o.context},
+                               {"rows", results}});
   return kDone;
 }
 
 }  // namespace
 
 void add_bench_command(Cli& cli) {
-  CLI::App* command = cli.app.add_subcommand("bench", "measure training, prefill and decode beside this machine's roofs");
+  CLI::App* command = cli.app.add_subcommand(
+      "bench", "measure training, prefill and decode beside this machine's roofs");
   auto o = std::make_shared<BenchCommand>();
   add_common_options(command, o->common);
   command->add_option("--model", o->model, "preset name or model config")->capture_default_str();
-  command->add_option("--phases", o->phases, "train prefill decode")->delimiter(',')->check(CLI::IsMember({"train", "prefill", "decode"}));
-  command->add_option("--batch", o->batch, "train: sequences")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--length", o->length, "train: tokens per sequence")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--sequences", o->sequences, "generation: sequences at once")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--context", o->context, "generation: prompt tokens")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--tokens", o->tokens, "generation: tokens decoded")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--rounds", o->rounds, "measurements; the median is printed with min and max")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--phases", o->phases, "train prefill decode")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"train", "prefill", "decode"}));
+  command->add_option("--batch", o->batch, "train: sequences")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->add_option("--length", o->length, "train: tokens per sequence")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->add_option("--sequences", o->sequences, "generation: sequences at once")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->add_option("--context", o->context, "generation: prompt tokens")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->add_option("--tokens", o->tokens, "generation: tokens decoded")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->add_option("--rounds", o->rounds, "measurements; the median is printed with min and max")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   command->callback([&cli, o] { cli.action = [o] { return run_bench(*o); }; });
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The command line: one file per subcommand. Each `add_<name>_command` declares its options on a CLI11 subcommand and leaves
-// the work to do in Cli::action, which main runs and whose result is the exit code.
+// The command line: one file per subcommand. Each `add_<name>_command` declares its options on a
+// CLI11 subcommand and leaves the work to do in Cli::action, which main runs and whose result is
+// the exit code.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -15,7 +16,14 @@
 
 namespace heirloom::cli {
 
-enum ExitCode { kDone = 0, kFailed = 1, kUsage = 2, kBadInput = 3, kOutOfMemory = 4, kStoppedBySignal = 75 };
+enum ExitCode {
+  kDone = 0,
+  kFailed = 1,
+  kUsage = 2,
+  kBadInput = 3,
+  kOutOfMemory = 4,
+  kStoppedBySignal = 75
+};
 
 struct Cli {
   CLI::App app;
@@ -25,10 +33,10 @@ struct Cli {
 /// Options that most commands share (CONTRACT: --device --dtype --threads --seed --json --quiet).
 struct CommonOptions {
   std::string device = "cpu";
-  std::string dtype;       ///< empty: the command's default
-  int threads = 0;         ///< 0: as many as there are cores
+  std::string dtype;  ///< empty: the command's default
+  int threads = 0;    ///< 0: as many as there are cores
   uint64_t seed = 0;
-  std::string json;        ///< a path, "-" for stdout, or empty
+  std::string json;  ///< a path, "-" for stdout, or empty
   bool quiet = false;
 };
 
@@ -40,7 +48,8 @@ void apply_common_options(const CommonOptions& options);
 /// "float32", "bfloat16" ("float64" too); `fallback` when the text is empty. ConfigError otherwise.
 Dtype parse_dtype(const std::string& text, Dtype fallback);
 
-/// Writes `object` to options.json (atomically, or to stdout for "-"); nothing when the option is absent.
+/// Writes `object` to options.json (atomically, or to stdout for "-"); nothing when the option is
+/// absent.
 void write_json_result(const CommonOptions& options, const Json& object);
 
 void add_train_command(Cli& cli);

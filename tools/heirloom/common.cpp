@@ -13,9 +13,11 @@ namespace heirloom::cli {
 void add_common_options(CLI::App* command, CommonOptions& options) {
   command->add_option("--device", options.device, "cpu, cuda or cuda:N")->capture_default_str();
   command->add_option("--dtype", options.dtype, "float32, bfloat16 or float64");
-  command->add_option("--threads", options.threads, "CPU threads (0: one per core)")->check(CLI::Range(0, 1024));
+  command->add_option("--threads", options.threads, "CPU threads (0: one per core)")
+      ->check(CLI::Range(0, 1024));
   command->add_option("--seed", options.seed, "seed of everything random");
-  command->add_option("--json", options.json, "write the result as one JSON object to this file, - for stdout");
+  command->add_option("--json", options.json,
+                      "write the result as one JSON object to this file, - for stdout");
   command->add_flag("--quiet", options.quiet, "no talk on stderr");
 }
 
@@ -25,11 +27,13 @@ void apply_common_options(const CommonOptions& options) {
     set_log_sink({});
   } else {
     set_log_sink([](LogLevel level, const std::string& message) {
-      std::fprintf(stderr, "%s%s\n", level == LogLevel::kWarning ? "warning: " : "", message.c_str());
+      std::fprintf(stderr, "%s%s\n", level == LogLevel::kWarning ? "warning: " : "",
+                   message.c_str());
     });
   }
   if (parse_device(options.device).kind != DeviceKind::kCpu) {
-    throw_error<UnsupportedError>("[device] expected a device of this build: cpu; got {}", options.device);
+    throw_error<UnsupportedError>("[device] expected a device of this build: cpu; got {}",
+                                  options.device);
   }
 }
 

@@ -40,7 +40,8 @@ void take_number(const Json& line, const char* key, T& value, double low, double
   const auto it = line.find(key);
   if (it == line.end() || it->is_null()) return;
   if (!it->is_number() || !(it->get<double>() >= low && it->get<double>() <= high)) {
-    throw_error<FormatError>("[prompt] expected {} between {} and {}; got {}", key, low, high, dump_json(*it));
+    throw_error<FormatError>("[prompt] expected {} between {} and {}; got {}", key, low, high,
+                             dump_json(*it));
   }
   value = it->get<T>();
 }
@@ -54,11 +55,13 @@ void apply_overrides(const Json& line, GenerationRequest& r) {
   take_number(line, "min_p", r.sampling.min_p, 0, 1);
   take_number(line, "repetition_penalty", r.sampling.repetition_penalty, 1e-3, 1e3);
   take_number(line, "seed", r.sampling.seed, 0, 9e18);
-  if (const auto it = line.find("logprobs"); it != line.end() && it->is_boolean()) r.logprobs = it->get<bool>();
+  if (const auto it = line.find("logprobs"); it != line.end() && it->is_boolean())
+    r.logprobs = it->get<bool>();
   if (const auto it = line.find("stop"); it != line.end() && !it->is_null()) {
     r.stop.clear();
     for (const Json& s : it->is_array() ? *it : Json::array({*it})) {
-      if (!s.is_string()) throw_error<FormatError>("[prompt] expected stop to be strings; got {}", dump_json(s));
+      if (!s.is_string())
+        throw_error<FormatError>("[prompt] expected stop to be strings; got {}", dump_json(s));
       r.stop.push_back(s.get<std::string>());
     }
   }
@@ -67,16 +70,16 @@ void apply_overrides(const Json& line, GenerationRequest& r) {
 
 std::vector<int32_t> encode_prompt(const std::string& text, const Tokenizer* tokenizer) {
   if (tokenizer == nullptr) {
-    throw_error<FormatError>("[prompt] expected \"tokens\" (the model has no tokenizer.json); got \"prompt\"");
+    throw_error<FormatError>(
+        "[prompt] expected \"tokens\" (the model has no tokenizer.json); got \"prompt\"");
   }
-  std::vector<int32_t> tokens = tokenizer->encode(text, {.add_special = true});
-  if (tokens.empty() && tokenizer->bos_id()) tokens.push_back(*tokenizer->bos_id());
-  return tokens;
+  return tokenizer->encode(text, {.add_special = true});
 }
 
 void fill_prompt(const Json& line, const Tokenizer* tokenizer, GenerationRequest& r) {
   if (const auto it = line.find("tokens"); it != line.end()) {
-    if (!it->is_array()) throw_error<FormatError>("[prompt] expected tokens to be a list; got {}", dump_json(*it));
+    if (!it->is_array())
+      throw_error<FormatError>("[prompt] expected tokens to be a list; got {}", dump_json(*it));
     for (const Json& t : *it) {
       if (!t.is_number_integer() || t.get<int64_t>() < 0 || t.get<int64_t>() > INT32_MAX) {
         throw_error<FormatError>("[prompt] expected token ids; got {}", dump_json(t));
@@ -86,11 +89,13 @@ void fill_prompt(const Json& line, const Tokenizer* tokenizer, GenerationRequest
   } else if (const auto text = line.find("prompt"); text != line.end() && text->is_string()) {
     r.prompt = encode_prompt(text->get<std::string>(), tokenizer);
   } else {
-    throw_error<FormatError>("[prompt] expected \"prompt\" (text) or \"tokens\" (a list); got {}", dump_json(line).substr(0, 80));
+    throw_error<FormatError>("[prompt] expected \"prompt\" (text) or \"tokens\" (a list); got {}",
+                             dump_json(line).substr(0, 80));
   }
 }
 
-std::vector<PromptLine> read_prompts(const GenerateCommand& options, const GenerationRequest& defaults,
+std::vector<PromptLine> read_prompts(const GenerateCommand& options,
+                                     const GenerationRequest& defaults,
                                      const Tokenizer* tokenizer) {
   std::vector<PromptLine> lines;
   std::set<std::string> ids;
@@ -109,7 +114,8 @@ std::vector<PromptLine> read_prompts(const GenerateCommand& options, const Gener
     const std::string where = fmt::format("{}:{}", options.prompts, number + 1);
     try {
       const Json json = parse_json(text, where);
-      if (!json.is_object()) throw_error<FormatError>("[prompt] expected an object; got {}", text.substr(0, 80));
+      if (!json.is_object())
+        throw_error<FormatError>("[prompt] expected an object; got {}", text.substr(0, 80));
       if (const auto id = json.find("id"); id != json.end()) {
         line.request.id = id->is_string() ? id->get<std::string>() : dump_json(*id);
       }
@@ -119,9 +125,13 @@ std::vector<PromptLine> read_prompts(const GenerateCommand& options, const Gener
       line.error = e.what();
     }
     if (!ids.insert(line.request.id).second) {
-      throw_error<FormatError>("[prompts] expected ids that differ; got \"{}\" again at {}", line.request.id, where);
+      throw_error<FormatError>("[prompts] expected ids that differ; got \"{}\" again at {}",
+                               line.request.id, where);
     }
   }
+  if (lines.empty())
+    throw_error<FormatError>("[prompts] expected at least one prompt; got none in {}",
+                             options.prompts);
   return lines;
 }
 
@@ -135,7 +145,8 @@ std::set<std::string> finished_ids(const std::string& out) {
   while (begin < whole) {
     const size_t end = contents.find('\n', begin);
     ++number;
-    const Json line = parse_json(contents.substr(begin, end - begin), fmt::format("{}:{}", out, number));
+    const Json line =
+        parse_json(contents.substr(begin, end - begin), fmt::format("{}:{}", out, number));
     if (line.contains("tokens") && line.contains("id")) ids.insert(line["id"].get<std::string>());
     begin = end + 1;
   }
@@ -160,23 +171,28 @@ Json summary_json(const EngineStatistics& s, const Transformer& model) {
   Json streams = Json::array();
   int64_t allocated = 0, used = 0;
   for (const EngineStatistics::Stream& stream : s.streams) {
-    streams.push_back({{"layer", stream.layer}, {"kind", stream.kind}, {"allocated_bytes", stream.allocated_bytes},
+    streams.push_back({{"layer", stream.layer},
+                       {"kind", stream.kind},
+                       {"allocated_bytes", stream.allocated_bytes},
                        {"used_bytes", stream.used_bytes}});
     allocated += stream.allocated_bytes;
     used += stream.used_bytes;
   }
-  const auto rate = [](int64_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0; };
-  return {{"sequences", s.sequences},
-          {"prompt_tokens", s.prefill_tokens},
-          {"tokens", s.decode_tokens + s.upper_rows},
-          {"prefill_tokens_per_second", rate(s.prefill_tokens, s.prefill_seconds)},
-          {"decode_tokens_per_second", rate(s.decode_tokens, s.decode_seconds)},
-          {"cached_tokens", s.cached_tokens},
-          {"cache_allocated_bytes", allocated},
-          {"cache_used_bytes", used},
-          {"cache_bytes_per_token", model.layout().elements_per_token() * dtype_size(model.dtype())},
-          {"dtype", dtype_name(model.dtype())},
-          {"streams", streams}};
+  const auto rate = [](int64_t tokens, double seconds) {
+    return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
+  };
+  return {
+      {"sequences", s.sequences},
+      {"prompt_tokens", s.prefill_tokens},
+      {"tokens", s.decode_tokens + s.upper_rows},
+      {"prefill_tokens_per_second", rate(s.prefill_tokens, s.prefill_seconds)},
+      {"decode_tokens_per_second", rate(s.decode_tokens, s.decode_seconds)},
+      {"cached_tokens", s.cached_tokens},
+      {"cache_allocated_bytes", allocated},
+      {"cache_used_bytes", used},
+      {"cache_bytes_per_token", model.layout().elements_per_token() * dtype_size(model.dtype())},
+      {"dtype", dtype_name(model.dtype())},
+      {"streams", streams}};
 }
 
 GenerationRequest default_request(const GenerateCommand& options) {
@@ -212,9 +228,11 @@ int run_generate(const GenerateCommand& options) {
                              options.prompts.empty() ? "neither" : "both");
   }
   const std::unique_ptr<Transformer> model =
-      load_model(options.model, parse_device(options.common.device), parse_dtype(options.common.dtype, Dtype::kFloat32));
+      load_model(options.model, parse_device(options.common.device),
+                 parse_dtype(options.common.dtype, Dtype::kFloat32));
   std::optional<Tokenizer> tokenizer;
-  const fs::path tokenizer_path = options.tokenizer.empty() ? fs::path(options.model) : fs::path(options.tokenizer);
+  const fs::path tokenizer_path =
+      options.tokenizer.empty() ? fs::path(options.model) : fs::path(options.tokenizer);
   if (!options.tokenizer.empty() || fs::exists(tokenizer_path / "tokenizer.json") ||
       fs::exists(tokenizer_path / "tokenizer.model")) {
     tokenizer.emplace(Tokenizer::load(tokenizer_path));
@@ -234,7 +252,8 @@ int run_generate(const GenerateCommand& options) {
   const std::set<std::string> finished = finished_ids(options.out);
   std::erase_if(lines, [&](const PromptLine& l) { return finished.contains(l.request.id); });
   if (!finished.empty()) {
-    log(LogLevel::kInfo, fmt::format("{}: {} finished already, {} to do", options.out, finished.size(), lines.size()));
+    log(LogLevel::kInfo, fmt::format("{}: {} finished already, {} to do", options.out,
+                                     finished.size(), lines.size()));
   }
 
   EngineOptions engine_options;
@@ -242,14 +261,17 @@ int run_generate(const GenerateCommand& options) {
   engine_options.cache_bytes = options.cache_bytes;
   engine_options.eos = model->config().eos_token_ids;
   for (const PromptLine& l : lines) {
-    engine_options.max_tokens = std::max(engine_options.max_tokens, static_cast<int64_t>(l.request.prompt.size()) +
-                                                                        l.request.max_new_tokens);
+    engine_options.max_tokens =
+        std::max(engine_options.max_tokens,
+                 static_cast<int64_t>(l.request.prompt.size()) + l.request.max_new_tokens);
   }
-  engine_options.max_sequences = std::clamp<int64_t>(static_cast<int64_t>(lines.size()), 1, engine_options.max_sequences);
+  engine_options.max_sequences =
+      std::clamp<int64_t>(static_cast<int64_t>(lines.size()), 1, engine_options.max_sequences);
   Engine engine(*model, tokens, engine_options);
 
   // One prompt and no file: the text streams to stdout as it appears.
-  const bool streams_text = options.out.empty() && !options.prompt.empty() && tokenizer && options.common.json != "-";
+  const bool streams_text =
+      options.out.empty() && !options.prompt.empty() && tokenizer && options.common.json != "-";
   std::optional<FileWriter> out;
   if (!options.out.empty()) out.emplace(options.out, FileWriter::Mode::kAppend);
   const bool writes_stdout = options.out.empty() && !streams_text && options.common.json != "-";
@@ -291,11 +313,12 @@ int run_generate(const GenerateCommand& options) {
   if (out) out->finish();
   const Json summary = summary_json(engine.statistics(), *model);
   write_json_result(options.common, summary);
-  log(LogLevel::kInfo, fmt::format("{} sequences; prefill {} tok/s, decode {} tok/s; KV cache {} used",
-                                   summary["sequences"].get<int64_t>(),
-                                   format_count(summary["prefill_tokens_per_second"].get<double>()),
-                                   format_count(summary["decode_tokens_per_second"].get<double>()),
-                                   format_bytes(summary["cache_used_bytes"].get<double>())));
+  log(LogLevel::kInfo,
+      fmt::format("{} sequences; prefill {} tok/s, decode {} tok/s; KV cache {} used",
+                  summary["sequences"].get<int64_t>(),
+                  format_count(summary["prefill_tokens_per_second"].get<double>()),
+                  format_count(summary["decode_tokens_per_second"].get<double>()),
+                  format_bytes(summary["cache_used_bytes"].get<double>())));
   if (stop_requested()) return kStoppedBySignal;
   return any_bad ? kBadInput : kDone;
 }
@@ -308,20 +331,34 @@ void add_generate_command(Cli& cli) {
   add_common_options(command, o->common);
   command->add_option("--model", o->model, "model directory")->required();
   command->add_option("--tokenizer", o->tokenizer, "tokenizer, when not the model's own");
-  command->add_option("--prompts", o->prompts, "JSONL: {\"id\"?, \"prompt\" | \"tokens\", sampling options?} per line; - for stdin");
+  command->add_option(
+      "--prompts", o->prompts,
+      "JSONL: {\"id\"?, \"prompt\" | \"tokens\", sampling options?} per line; - for stdin");
   command->add_option("--prompt", o->prompt, "one prompt; its continuation streams to stdout");
-  command->add_option("--out", o->out, "JSONL, one line per finished prompt; finished ids are skipped on a rerun");
-  command->add_option("--max-new-tokens", o->max_new_tokens, "tokens to generate")->capture_default_str()->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
+  command->add_option("--out", o->out,
+                      "JSONL, one line per finished prompt; finished ids are skipped on a rerun");
+  command->add_option("--max-new-tokens", o->max_new_tokens, "tokens to generate")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   command->add_option("--temperature", o->temperature, "0: greedy")->check(CLI::Range(0.0, 1e6));
-  command->add_option("--top-k", o->top_k, "keep the k most likely tokens (0: all)")->check(CLI::NonNegativeNumber);
-  command->add_option("--top-p", o->top_p, "keep the most likely tokens with this mass")->check(CLI::Range(0.0, 1.0));
-  command->add_option("--min-p", o->min_p, "drop tokens less likely than this times the most likely")->check(CLI::Range(0.0, 1.0));
-  command->add_option("--repetition-penalty", o->repetition_penalty, "over 1 discourages seen tokens")->check(CLI::Range(1e-3, 1e3));
+  command->add_option("--top-k", o->top_k, "keep the k most likely tokens (0: all)")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--top-p", o->top_p, "keep the most likely tokens with this mass")
+      ->check(CLI::Range(0.0, 1.0));
+  command
+      ->add_option("--min-p", o->min_p, "drop tokens less likely than this times the most likely")
+      ->check(CLI::Range(0.0, 1.0));
+  command
+      ->add_option("--repetition-penalty", o->repetition_penalty, "over 1 discourages seen tokens")
+      ->check(CLI::Range(1e-3, 1e3));
   command->add_option("--stop", o->stop, "text that ends a continuation; repeatable");
   command->add_flag("--ignore-eos", o->ignore_eos, "go on past the end-of-text token");
   command->add_flag("--logprobs", o->logprobs, "log-probability of every new token");
-  command->add_option("--max-sequences", o->max_sequences, "prompts at once")->capture_default_str()->check(CLI::Range(1, 4096));
-  command->add_option("--cache-memory", o->cache_bytes, "bytes of KV cache")->transform(CLI::AsSizeValue(false));
+  command->add_option("--max-sequences", o->max_sequences, "prompts at once")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
+  command->add_option("--cache-memory", o->cache_bytes, "bytes of KV cache")
+      ->transform(CLI::AsSizeValue(false));
   command->callback([&cli, o] { cli.action = [o] { return run_generate(*o); }; });
 }
 

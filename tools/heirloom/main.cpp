@@ -38,8 +38,10 @@ int run(Cli& cli) {
   } catch (const OutOfMemoryError& e) {
     return report("out of memory", e.what(), kOutOfMemory);
   } catch (const std::bad_alloc&) {
-    return report("out of memory", "[memory] the system refused an allocation; use a smaller batch, context or model",
-                  kOutOfMemory);
+    return report(
+        "out of memory",
+        "[memory] the system refused an allocation; use a smaller batch, context or model",
+        kOutOfMemory);
   } catch (const std::exception& e) {
     return report("error", e.what(), kFailed);
   }
@@ -54,7 +56,8 @@ int main(int argc, char** argv) {
   Cli cli;
   cli.app.name("heirloom");
   cli.app.description(
-      "Pretrains, evaluates and runs transformers whose deeper layers inherit keys and values from earlier ones.");
+      "Pretrains, evaluates and runs transformers whose deeper layers inherit keys and values from "
+      "earlier ones.");
   cli.app.require_subcommand(1);
   cli.app.set_version_flag("--version", "heirloom " HEIRLOOM_VERSION);
   add_train_command(cli);

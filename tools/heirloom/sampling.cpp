@@ -9,8 +9,9 @@ namespace heirloom::cli {
 std::function<Sample(Transformer&, int64_t step)> sampling_hook(const RunConfig& config) {
   auto tokenizer = std::make_shared<Tokenizer>(Tokenizer::load(config.data.tokenizer));
   if (tokenizer->vocab_size() > config.model.vocab_size) {
-    throw_error<ConfigError>("[data.tokenizer] expected at most the model's {} tokens; got {} in {}",
-                             config.model.vocab_size, tokenizer->vocab_size(), config.data.tokenizer);
+    throw_error<ConfigError>(
+        "[data.tokenizer] expected at most the model's {} tokens; got {} in {}",
+        config.model.vocab_size, tokenizer->vocab_size(), config.data.tokenizer);
   }
   return [tokenizer, &config](Transformer& model, int64_t step) {
     GenerationRequest request;
@@ -28,10 +29,14 @@ std::function<Sample(Transformer&, int64_t step)> sampling_hook(const RunConfig&
     Engine engine(model, tokenizer.get(), options);
     Sample sample{step, config.train.sample_prompt, ""};
     bool given = false;
-    engine.run([&]() -> std::optional<GenerationRequest> {
-      if (std::exchange(given, true)) return std::nullopt;
-      return request;
-    }, [&](const GenerationResult& result) { sample.text = result.error.empty() ? result.text.value_or("") : result.error; });
+    engine.run(
+        [&]() -> std::optional<GenerationRequest> {
+          if (std::exchange(given, true)) return std::nullopt;
+          return request;
+        },
+        [&](const GenerationResult& result) {
+          sample.text = result.error.empty() ? result.text.value_or("") : result.error;
+        });
     return sample;
   };
 }

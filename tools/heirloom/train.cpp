@@ -22,13 +22,24 @@ struct TrainCommand {
 Json dry_run_json(const RunConfig& config, const StepPlan& plan) {
   const ParameterCount count = count_parameters(config.model);
   const RunMemory& m = plan.memory;
-  const int64_t tokens = config.train.steps * config.train.batch_size * config.train.sequence_length;
+  const int64_t tokens =
+      config.train.steps * config.train.batch_size * config.train.sequence_length;
   return {{"parameters",
-           {{"embedding", count.embedding}, {"attention", count.attention}, {"mlp", count.mlp}, {"norm", count.norm},
-            {"head", count.head}, {"total", count.total()}}},
+           {{"embedding", count.embedding},
+            {"attention", count.attention},
+            {"mlp", count.mlp},
+            {"norm", count.norm},
+            {"head", count.head},
+            {"total", count.total()}}},
           {"memory_bytes",
-           {{"weights", m.weights}, {"master", m.master}, {"gradients", m.gradients}, {"moments", m.moments},
-            {"activations", m.activations}, {"tables", m.tables}, {"runtime", m.runtime}, {"total", m.total()}}},
+           {{"weights", m.weights},
+            {"master", m.master},
+            {"gradients", m.gradients},
+            {"moments", m.moments},
+            {"activations", m.activations},
+            {"tables", m.tables},
+            {"runtime", m.runtime},
+            {"total", m.total()}}},
           {"steps", config.train.steps},
           {"tokens", tokens},
           {"flops_per_token", plan.flops_per_token},
@@ -46,10 +57,12 @@ void print_table(const NamedTable& table) {
 void print_dry_run(const RunConfig& config, const StepPlan& plan) {
   print_table(parameter_table(config.model));
   print_table(memory_table(plan.memory));
-  const double per_step = static_cast<double>(config.train.batch_size * config.train.sequence_length);
+  const double per_step =
+      static_cast<double>(config.train.batch_size * config.train.sequence_length);
   std::printf("Work\n  %-28s %16lld\n", "steps", static_cast<long long>(config.train.steps));
   std::printf("  %-28s %16s\n", "tokens per step", format_count(per_step).c_str());
-  std::printf("  %-28s %16s\n", "tokens", format_count(per_step * static_cast<double>(config.train.steps)).c_str());
+  std::printf("  %-28s %16s\n", "tokens",
+              format_count(per_step * static_cast<double>(config.train.steps)).c_str());
   std::printf("  %-28s %16s\n", "FLOPs per token", format_count(plan.flops_per_token).c_str());
   std::printf("Config\n%s\n", dump_json(config.resolved, 2).c_str());
 }
@@ -74,7 +87,8 @@ int run_train(const TrainCommand& options) {
     } else {
       write_json_result(options.common, dry_run_json(config, plan));
     }
-    check_memory(config, plan, options.memory_limit > 0 ? options.memory_limit : available_memory());
+    check_memory(config, plan,
+                 options.memory_limit > 0 ? options.memory_limit : available_memory());
     return kDone;
   }
   install_stop_signals();
@@ -97,15 +111,22 @@ void add_train_command(Cli& cli) {
   CLI::App* command = cli.app.add_subcommand("train", "pretrain a model");
   auto options = std::make_shared<TrainCommand>();
   add_common_options(command, options->common);
-  auto* config = command->add_option("--config", options->config, "run config (JSON, comments allowed)");
-  auto* preset = command->add_option("--preset", options->preset, "a recipe of the paper: llama-60m, gpt2-125m-skipv1, ...");
+  auto* config =
+      command->add_option("--config", options->config, "run config (JSON, comments allowed)");
+  auto* preset = command->add_option("--preset", options->preset,
+                                     "a recipe of the paper: llama-60m, gpt2-125m-skipv1, ...");
   config->excludes(preset);
   command->add_option("--set", options->settings, "path=value, over config or preset; repeatable");
-  command->add_option("--resume", options->resume, "auto: continue where there is a checkpoint; never; must")
+  command
+      ->add_option("--resume", options->resume,
+                   "auto: continue where there is a checkpoint; never; must")
       ->check(CLI::IsMember({"auto", "never", "must"}))
       ->capture_default_str();
-  command->add_flag("--dry-run", options->dry_run, "print parameters, memory, FLOPs and the resolved config; train nothing");
-  command->add_option("--memory-limit", options->memory_limit, "bytes the run may use (default: what is available)")
+  command->add_flag("--dry-run", options->dry_run,
+                    "print parameters, memory, FLOPs and the resolved config; train nothing");
+  command
+      ->add_option("--memory-limit", options->memory_limit,
+                   "bytes the run may use (default: what is available)")
       ->transform(CLI::AsSizeValue(false));
   command->callback([&cli, options] { cli.action = [options] { return run_train(*options); }; });
 }

@@ -2,10 +2,11 @@
 //
 // Where the buffers of a step live.
 //
-// A training step performs the same allocations in the same order every time. So it is run once on the meta device, where
-// nothing is computed and each buffer's size and lifetime are recorded; `plan_memory` packs those intervals into one block;
-// and in every real step the n-th allocation takes the n-th offset of that plan. Nothing allocates inside a step, addresses
-// repeat, and the peak is known before the run starts.
+// A training step performs the same allocations in the same order every time. So it is run once on
+// the meta device, where nothing is computed and each buffer's size and lifetime are recorded;
+// `plan_memory` packs those intervals into one block; and in every real step the n-th allocation
+// takes the n-th offset of that plan. Nothing allocates inside a step, addresses repeat, and the
+// peak is known before the run starts.
 #pragma once
 
 #include <cstdint>
@@ -28,13 +29,14 @@ struct BufferLifetime {
 struct MemoryPlan {
   std::vector<int64_t> offsets;  ///< one per allocation, in bytes
   std::vector<int64_t> bytes;
-  int64_t peak_bytes = 0;        ///< size of the block
-  int64_t floor_bytes = 0;       ///< largest sum of simultaneously live bytes: no packing can be smaller
+  int64_t peak_bytes = 0;   ///< size of the block
+  int64_t floor_bytes = 0;  ///< largest sum of simultaneously live bytes: no packing can be smaller
 };
 
 inline constexpr int64_t kArenaAlignment = 64;
 
-/// Greedy by size, first fit: largest buffers first, each at the lowest offset free over its lifetime.
+/// Greedy by size, first fit: largest buffers first, each at the lowest offset free over its
+/// lifetime.
 MemoryPlan plan_memory(const std::vector<BufferLifetime>& lifetimes);
 
 class Arena {
@@ -47,14 +49,15 @@ class Arena {
 
   /// A dynamic arena on `device`, or a recording one when the device is meta.
   explicit Arena(Device device);
-  /// A planned arena on `block`, at least plan.peak_bytes that outlive it. Arenas that are never in use at the same time
-  /// (training steps, evaluation) may share one block.
+  /// A planned arena on `block`, at least plan.peak_bytes that outlive it. Arenas that are never in
+  /// use at the same time (training steps, evaluation) may share one block.
   Arena(Device device, MemoryPlan plan, void* block);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  /// Uninitialised memory for `shape` elements. In planned mode an allocation that differs from the plan's is an InternalError.
+  /// Uninitialised memory for `shape` elements. In planned mode an allocation that differs from the
+  /// plan's is an InternalError.
   Tensor allocate(Shape shape, Dtype dtype);
 
   /// Planned mode: restarts at the first offset. All tensors of the step before must be gone.
@@ -67,7 +70,8 @@ class Arena {
   int64_t peak_bytes() const { return peak_bytes_; }
   int64_t allocations() const { return next_; }
 
-  /// Dynamic mode, tests: fill every new buffer with a NaN pattern so that a read before a write shows.
+  /// Dynamic mode, tests: fill every new buffer with a NaN pattern so that a read before a write
+  /// shows.
   void poison(bool on) { poison_ = on; }
 
  private:
@@ -77,14 +81,16 @@ class Arena {
   Device device_;
   MemoryPlan plan_;
   void* block_ = nullptr;
-  std::deque<Buffer> buffers_;     // stable addresses; planned and record mode index it by allocation number
-  std::vector<Buffer*> free_list_; // dynamic mode: handles to reuse
+  std::deque<Buffer>
+      buffers_;  // stable addresses; planned and record mode index it by allocation number
+  std::vector<Buffer*> free_list_;  // dynamic mode: handles to reuse
   std::vector<BufferLifetime> lifetimes_;
   int64_t next_ = 0, clock_ = 0, live_ = 0, live_bytes_ = 0, peak_bytes_ = 0;
   bool poison_ = false;
 };
 
-/// Pages for long-lived data (parameters, caches): aligned, zeroed, huge where possible; freed with the object.
+/// Pages for long-lived data (parameters, caches): aligned, zeroed, huge where possible; freed with
+/// the object.
 class HostMemory {
  public:
   HostMemory() = default;

@@ -6,7 +6,8 @@
 
 namespace heirloom {
 
-/// `kMeta` computes nothing: a step run on it records sizes, lifetimes, FLOPs and bytes (core/arena.h).
+/// `kMeta` computes nothing: a step run on it records sizes, lifetimes, FLOPs and bytes
+/// (core/arena.h).
 enum class DeviceKind : uint8_t { kCpu, kCuda, kMeta };
 
 /// An opaque execution queue. The CPU has one, which is empty: work is done when the call returns.

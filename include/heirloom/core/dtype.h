@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Element types. This header is all of `core` that CPU kernels include (with kernels/*.h): no allocation, no exceptions.
+// Element types. This header is all of `core` that CPU kernels include (with kernels/*.h): no
+// allocation, no exceptions.
 #pragma once
 
 #include <bit>
@@ -79,7 +80,8 @@ constexpr const char* dtype_name(Dtype dtype) {
   return "?";
 }
 
-/// The dtype that gradients of parameters, gradient slots shared by several layers, and softmax statistics are kept in.
+/// The dtype that gradients of parameters, gradient slots shared by several layers, and softmax
+/// statistics are kept in.
 constexpr Dtype accumulate_dtype(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Talk goes to stderr, results to stdout. The library itself reports through this sink only; the binary sets it.
+// Talk goes to stderr, results to stdout. The library itself reports through this sink only; the
+// binary sets it.
 #pragma once
 
 #include <functional>

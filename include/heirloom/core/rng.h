@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3",
-// SC 2011). A value is a pure function of (key, counter): there is no state to save, to share or to lose on resume.
+// Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random
+// numbers: as easy as 1, 2, 3", SC 2011). A value is a pure function of (key, counter): there is no
+// state to save, to share or to lose on resume.
 #pragma once
 
 #include <array>
@@ -25,7 +26,8 @@ inline std::array<uint32_t, 4> philox(uint64_t key, std::array<uint32_t, 4> coun
   return counter;
 }
 
-/// Mixes two 64-bit words into one (the finaliser of splitmix64 over their combination); builds keys from (seed, step, tag).
+/// Mixes two 64-bit words into one (the finaliser of splitmix64 over their combination); builds
+/// keys from (seed, step, tag).
 constexpr uint64_t mix_key(uint64_t a, uint64_t b) {
   uint64_t x = a + 0x9E3779B97F4A7C15ull * (b + 0x632BE59BD9B4E019ull);
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
@@ -43,7 +45,8 @@ constexpr uint64_t hash_name(std::string_view name) {
 /// Uniform in [0, 1) with 24 bits.
 inline float uniform_from_bits(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
 
-/// Two independent standard normals from two random words (Box-Muller, in double so that every platform agrees closely).
+/// Two independent standard normals from two random words (Box-Muller, in double so that every
+/// platform agrees closely).
 inline std::array<double, 2> normals_from_bits(uint32_t a, uint32_t b) {
   const double u = (static_cast<double>(a) + 0.5) * 0x1p-32, v = static_cast<double>(b) * 0x1p-32;
   const double radius = std::sqrt(-2.0 * std::log(u)), angle = 2.0 * std::numbers::pi * v;

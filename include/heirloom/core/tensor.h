@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A Tensor is a typed, shaped view on a buffer of a device. It owns nothing by itself: it keeps its buffer alive by counting
-// references, so a buffer's lifetime is the span from its allocation to the death of the last view. No operation lives here.
+// A Tensor is a typed, shaped view on a buffer of a device. It owns nothing by itself: it keeps its
+// buffer alive by counting references, so a buffer's lifetime is the span from its allocation to
+// the death of the last view. No operation lives here.
 #pragma once
 
 #include <array>
@@ -25,8 +26,8 @@ class Shape {
   int rank() const { return rank_; }
   int64_t operator[](int axis) const { return dims_[static_cast<size_t>(axis)]; }
   int64_t numel() const;
-  int64_t rows() const;  ///< product of all dimensions but the last
-  int64_t cols() const;  ///< the last dimension
+  int64_t rows() const;     ///< product of all dimensions but the last
+  int64_t cols() const;     ///< the last dimension
   std::string str() const;  ///< "(2, 3)"
   friend bool operator==(const Shape&, const Shape&) = default;
 

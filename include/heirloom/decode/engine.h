@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Batched generation: prompts of any length, as many at once as cache blocks allow, none padded, each finished one replaced by
-// the next. What a prompt yields does not depend on the others, to the bit: prompts run in chunks of one fixed number of rows,
-// decode sums every product in an order fixed by its length alone, and random draws are keyed by the request.
+// Batched generation: prompts of any length, as many at once as cache blocks allow, none padded,
+// each finished one replaced by the next. What a prompt yields does not depend on the others, to
+// the bit: prompts run in chunks of one fixed number of rows, decode sums every product in an order
+// fixed by its length alone, and random draws are keyed by the request.
 #pragma once
 
 #include <functional>
@@ -32,33 +33,35 @@ const char* finish_reason_name(FinishReason reason);
 
 struct GenerationResult {
   std::string id;
-  std::vector<int32_t> tokens;        ///< new ones; an eos that ended the sequence is the last
-  std::vector<double> logprobs;       ///< one per token when asked for
-  std::optional<std::string> text;    ///< without eos, special tokens and stop string; absent without a tokenizer
+  std::vector<int32_t> tokens;   ///< new ones; an eos that ended the sequence is the last
+  std::vector<double> logprobs;  ///< one per token when asked for
+  std::optional<std::string>
+      text;  ///< without eos, special tokens and stop string; absent without a tokenizer
   FinishReason reason = FinishReason::kLength;
-  std::string error;                  ///< not empty: the request could not be run
+  std::string error;  ///< not empty: the request could not be run
 };
 
 struct EngineOptions {
-  int64_t max_sequences = 32;         ///< at once
-  int64_t cache_bytes = 0;            ///< of the KV cache; 0: what max_sequences x max_tokens needs, within half the free memory
-  int64_t max_tokens = 0;             ///< longest prompt + continuation expected; sizes the cache
-  std::vector<int64_t> eos;           ///< token ids that end a sequence
+  int64_t max_sequences = 32;  ///< at once
+  int64_t cache_bytes = 0;   ///< of the KV cache; 0: what max_sequences x max_tokens needs, within
+                             ///< half the free memory
+  int64_t max_tokens = 0;    ///< longest prompt + continuation expected; sizes the cache
+  std::vector<int64_t> eos;  ///< token ids that end a sequence
 };
 
 /// Streams of the cache and what passed through the model.
 struct EngineStatistics {
   struct Stream {
-    int64_t layer = 0;                ///< 1-based
+    int64_t layer = 0;  ///< 1-based
     std::string kind;
     int64_t allocated_bytes = 0, used_bytes = 0;
   };
   int64_t sequences = 0;
   int64_t prefill_tokens = 0, decode_tokens = 0;
   double prefill_seconds = 0, decode_seconds = 0;
-  int64_t cached_tokens = 0;          ///< positions written, over all sequences
-  int64_t decode_rows = 0;            ///< rows that decode steps pushed through the layers: one per new token
-  int64_t upper_rows = 0;             ///< rows that ran past the last layer owning a stream during prefill
+  int64_t cached_tokens = 0;  ///< positions written, over all sequences
+  int64_t decode_rows = 0;  ///< rows that decode steps pushed through the layers: one per new token
+  int64_t upper_rows = 0;   ///< rows that ran past the last layer owning a stream during prefill
   std::vector<Stream> streams;
 };
 
@@ -74,9 +77,11 @@ class Engine {
   using Done = std::function<void(GenerationResult)>;
   using OnText = std::function<void(const std::string& id, const std::string& piece)>;
 
-  /// Runs requests from `next` until it is empty; `done` is called once per request as each finishes. `on_text` (optional) gets
-  /// text as it appears. `stop` is asked between passes; true ends the run, unfinished requests are dropped.
-  void run(const Next& next, const Done& done, const OnText& on_text = {}, const std::function<bool()>& stop = {});
+  /// Runs requests from `next` until it is empty; `done` is called once per request as each
+  /// finishes. `on_text` (optional) gets text as it appears. `stop` is asked between passes; true
+  /// ends the run, unfinished requests are dropped.
+  void run(const Next& next, const Done& done, const OnText& on_text = {},
+           const std::function<bool()>& stop = {});
 
   const EngineStatistics& statistics() const { return statistics_; }
   PagedKvCache& cache() { return cache_; }

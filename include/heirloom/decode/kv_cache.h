@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The KV cache of inference: one pool of blocks per stream of the KV layout. A sequence owns the same block numbers in every
-// stream (streams grow in lock-step), so it has one block table. Nothing is ever copied or concatenated: layers read heads where
-// their source layer wrote them.
+// The KV cache of inference: one pool of blocks per stream of the KV layout. A sequence owns the
+// same block numbers in every stream (streams grow in lock-step), so it has one block table.
+// Nothing is ever copied or concatenated: layers read heads where their source layer wrote them.
 #pragma once
 
 #include <vector>
@@ -18,7 +18,9 @@ class PagedKvCache {
   /// Room for `blocks` blocks of kKvBlockTokens tokens, plus one that padding rows write to.
   PagedKvCache(const KvLayout& layout, Dtype dtype, int64_t blocks);
 
-  static int64_t blocks_for(int64_t tokens) { return (tokens + kKvBlockTokens - 1) / kKvBlockTokens; }
+  static int64_t blocks_for(int64_t tokens) {
+    return (tokens + kKvBlockTokens - 1) / kKvBlockTokens;
+  }
   /// Bytes of one block over all streams.
   static int64_t block_bytes(const KvLayout& layout, Dtype dtype);
 
@@ -42,10 +44,12 @@ class PagedKvCache {
   std::vector<int32_t> free_;
 };
 
-/// The cache as one forward pass sees it: where each row is written, and what each sequence may read.
+/// The cache as one forward pass sees it: where each row is written, and what each sequence may
+/// read.
 class CacheKvStore final : public KvStore {
  public:
-  CacheKvStore(PagedKvCache& cache, std::vector<int64_t> slots, std::vector<AttentionSequence> sequences)
+  CacheKvStore(PagedKvCache& cache, std::vector<int64_t> slots,
+               std::vector<AttentionSequence> sequences)
       : cache_(cache), slots_(std::move(slots)), sequences_(std::move(sequences)) {}
   Tensor stream(Context&, int32_t index) override { return cache_.stream(index); }
   const int64_t* slots() const override { return slots_.data(); }

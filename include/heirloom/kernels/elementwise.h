@@ -11,12 +11,13 @@ struct AddArgs {
   void* y = nullptr;        ///< (rows, cols) row stride y_stride
   int64_t rows = 0, cols = 0, x_stride = 0, y_stride = 0;
   bool x_is_accumulate_dtype = false, y_is_accumulate_dtype = false;
-  bool overwrite = false;   ///< y = x (a conversion) instead of y += x
+  bool overwrite = false;  ///< y = x (a conversion) instead of y += x
 };
 KernelTable<AddArgs>& add_table();
 KernelCost add_cost(const AddArgs&, Dtype);
 
-/// column_sum: db (C) A += sum over rows of dy (N, C) T: the gradient of a bias. Fixed order: chunks by reduction_chunks(n).
+/// column_sum: db (C) A += sum over rows of dy (N, C) T: the gradient of a bias. Fixed order:
+/// chunks by reduction_chunks(n).
 struct ColumnSumArgs {
   const void* dy = nullptr;
   void* db = nullptr;
@@ -26,16 +27,17 @@ struct ColumnSumArgs {
 KernelTable<ColumnSumArgs>& column_sum_table();
 KernelCost column_sum_cost(const ColumnSumArgs&, Dtype);
 
-/// dropout: y = keep ? x / (1 - rate) : 0, forward and backward alike. Element (sequence s, position t, column c) is dropped iff
-/// uniform(philox(key, {e & 0xffffffff, e >> 32, s, 0})[c % 4]) < rate with e = t * ceil(C / 4) + c / 4. Row i belongs to
-/// sequence first_sequence + i / sequence_length, position i % sequence_length.
+/// dropout: y = keep ? x / (1 - rate) : 0, forward and backward alike. Element (sequence s,
+/// position t, column c) is dropped iff uniform(philox(key, {e & 0xffffffff, e >> 32, s, 0})[c %
+/// 4]) < rate with e = t * ceil(C / 4) + c / 4. Row i belongs to sequence first_sequence + i /
+/// sequence_length, position i % sequence_length.
 struct DropoutArgs {
   const void* x = nullptr;  ///< (N, C) T
   void* y = nullptr;        ///< (N, C) T; may alias x
   int64_t n = 0, c = 0, sequence_length = 1;
   uint32_t first_sequence = 0;
   double rate = 0;
-  uint64_t key = 0;         ///< of (seed, step, site)
+  uint64_t key = 0;  ///< of (seed, step, site)
 };
 KernelTable<DropoutArgs>& dropout_table();
 KernelCost dropout_cost(const DropoutArgs&, Dtype);

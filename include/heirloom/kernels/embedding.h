@@ -22,9 +22,9 @@ KernelCost embedding_forward_cost(const EmbeddingForwardArgs&, Dtype);
 struct EmbeddingBackwardArgs {
   const int32_t* tokens = nullptr;
   const int32_t* positions = nullptr;
-  const void* dx = nullptr;          ///< (N, C) T
-  void* dtable = nullptr;            ///< (V, C) A, added to
-  void* dposition_table = nullptr;   ///< (P, C) A, added to, or null
+  const void* dx = nullptr;         ///< (N, C) T
+  void* dtable = nullptr;           ///< (V, C) A, added to
+  void* dposition_table = nullptr;  ///< (P, C) A, added to, or null
   int64_t n = 0, c = 0;
 };
 KernelTable<EmbeddingBackwardArgs>& embedding_backward_table();

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// gemm: C (M,N) = op(A) (M,K) op(B) (K,N) [+ bias (N)] [+ C]. Inputs in T, sums in A, output in T or A.
-// A linear layer with weight W (outputs, inputs) is: forward   y = x W^T    transpose_b
+// gemm: C (M,N) = op(A) (M,K) op(B) (K,N) [+ bias (N)] [+ C]. Inputs in T, sums in A, output in T
+// or A. A linear layer with weight W (outputs, inputs) is: forward   y = x W^T    transpose_b
 //                                                    dx        dx = dy W
-//                                                    dW        dW += dy^T x transpose_a, c_is_accumulate_dtype, accumulate
+//                                                    dW        dW += dy^T x transpose_a,
+//                                                    c_is_accumulate_dtype, accumulate
 #pragma once
 
 #include "heirloom/kernels/kernel_table.h"
@@ -19,18 +20,19 @@ struct GemmArgs {
   int64_t lda = 0, ldb = 0, ldc = 0;
   bool transpose_a = false, transpose_b = false;
   bool c_is_accumulate_dtype = false;
-  bool accumulate = false;     ///< C += instead of C =
+  bool accumulate = false;  ///< C += instead of C =
 };
 KernelTable<GemmArgs>& gemm_table();
 KernelCost gemm_cost(const GemmArgs&, Dtype);
 
-/// linear_rows: y (N_rows, M_out) = x W^T [+ bias] for few rows (decode). Every output element is one dot product summed in an
-/// order that depends on nothing but K: a row's result is the same bits whatever rows stand beside it.
+/// linear_rows: y (N_rows, M_out) = x W^T [+ bias] for few rows (decode). Every output element is
+/// one dot product summed in an order that depends on nothing but K: a row's result is the same
+/// bits whatever rows stand beside it.
 struct LinearRowsArgs {
-  const void* x = nullptr;     ///< (rows, in) row stride x_stride, T
-  const void* weight = nullptr;///< (out, in) row-major contiguous, T
-  const void* bias = nullptr;  ///< (out) T or null
-  void* y = nullptr;           ///< (rows, out) row stride y_stride; T, or A when y_is_accumulate_dtype
+  const void* x = nullptr;       ///< (rows, in) row stride x_stride, T
+  const void* weight = nullptr;  ///< (out, in) row-major contiguous, T
+  const void* bias = nullptr;    ///< (out) T or null
+  void* y = nullptr;  ///< (rows, out) row stride y_stride; T, or A when y_is_accumulate_dtype
   int64_t rows = 0, in = 0, out = 0, x_stride = 0, y_stride = 0;
   bool y_is_accumulate_dtype = false;
 };

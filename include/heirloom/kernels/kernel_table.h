@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A kernel table maps (device, dtype) to a function that sees raw pointers, sizes and a stream. Tables are filled by explicit
-// registration; a missing entry throws and lists what exists. All tables enumerate themselves, so tests can prove that every
-// registered pair is tested.
+// A kernel table maps (device, dtype) to a function that sees raw pointers, sizes and a stream.
+// Tables are filled by explicit registration; a missing entry throws and lists what exists. All
+// tables enumerate themselves, so tests can prove that every registered pair is tested.
 //
-// Axes, here and in every kernel header: B sequences, T queries, S keys, N rows (tokens), C model width, H query heads, G KV
-// heads, D head width of q and k, E head width of v, F MLP width, V vocabulary. Matrices are row-major; strides are in elements.
-// `T` names the table's dtype, `A` its accumulate_dtype (float32; float64 for float64).
+// Axes, here and in every kernel header: B sequences, T queries, S keys, N rows (tokens), C model
+// width, H query heads, G KV heads, D head width of q and k, E head width of v, F MLP width, V
+// vocabulary. Matrices are row-major; strides are in elements. `T` names the table's dtype, `A` its
+// accumulate_dtype (float32; float64 for float64).
 #pragma once
 
 #include <array>
@@ -70,11 +71,12 @@ class KernelTable final : public KernelTableBase {
   std::array<std::array<Function, 4>, 3> functions_{};
 };
 
-/// Fills the tables for the CPU: float32 and bfloat16 for the best instruction set the processor has, float64 from the
-/// reference loops. Safe to call more than once.
+/// Fills the tables for the CPU: float32 and bfloat16 for the best instruction set the processor
+/// has, float64 from the reference loops. Safe to call more than once.
 void register_cpu_kernels();
 
-/// "avx512", "avx2": what register_cpu_kernels chose. HEIRLOOM_CPU_ISA in the environment may ask for less.
+/// "avx512", "avx2": what register_cpu_kernels chose. HEIRLOOM_CPU_ISA in the environment may ask
+/// for less.
 std::string cpu_kernel_isa();
 
 }  // namespace heirloom

@@ -46,7 +46,8 @@ struct NormBackwardArgs {
 };
 KernelTable<NormBackwardArgs>& norm_backward_table();
 KernelCost norm_backward_cost(const NormBackwardArgs&, Dtype);
-/// Row chunks are fixed by n alone, so the parameter gradients do not depend on the number of threads.
+/// Row chunks are fixed by n alone, so the parameter gradients do not depend on the number of
+/// threads.
 int64_t norm_backward_workspace_bytes(int64_t n, int64_t c, Dtype dtype);
 /// How many chunks of rows parameter-gradient reductions use: fixed by n alone, at most 64.
 int64_t reduction_chunks(int64_t n);

@@ -7,13 +7,14 @@ namespace heirloom {
 
 /// One contiguous run of parameters.
 struct OptimizerSegment {
-  void* master = nullptr;      ///< (n) A: the weights that are updated
-  void* weight = nullptr;      ///< (n) T: rounded copy for the model; null where T == A (master is the weight)
+  void* master = nullptr;  ///< (n) A: the weights that are updated
+  void* weight =
+      nullptr;  ///< (n) T: rounded copy for the model; null where T == A (master is the weight)
   const void* grad = nullptr;  ///< (n) A
   void* m = nullptr;           ///< (n) A
   void* v = nullptr;           ///< (n) A
   int64_t n = 0;
-  double weight_decay = 0;     ///< already zero where the tensor is exempt
+  double weight_decay = 0;  ///< already zero where the tensor is exempt
 };
 
 /// AdamW, decoupled decay, bias-corrected (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2):
@@ -29,7 +30,8 @@ struct AdamwArgs {
 KernelTable<AdamwArgs>& adamw_table();
 KernelCost adamw_cost(const AdamwArgs&, Dtype);
 
-/// sum_squares: *result = sum over segments of grad^2, in float64, by fixed runs of elements: the same bits for any number of threads.
+/// sum_squares: *result = sum over segments of grad^2, in float64, by fixed runs of elements: the
+/// same bits for any number of threads.
 struct SumSquaresArgs {
   const OptimizerSegment* segments = nullptr;
   int64_t segment_count = 0;

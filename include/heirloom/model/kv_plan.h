@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The KV plan: where do the keys and the values of each head come from? For every layer and KV head one source for K and one for
-// V. Every sharing scheme is one function that fills this table; parameters, kernel pointers, gradient routing, cache streams
-// and byte counts all follow from it (kv_layout.h), and nothing else asks for a scheme by name.
+// The KV plan: where do the keys and the values of each head come from? For every layer and KV head
+// one source for K and one for V. Every sharing scheme is one function that fills this table;
+// parameters, kernel pointers, gradient routing, cache streams and byte counts all follow from it
+// (kv_layout.h), and nothing else asks for a scheme by name.
 //
-// Sources: SkipV1Former arXiv 2510.16807 (sections 3 and App. B); YOCO 2405.05254; CLA 2405.12981; SVFormer/ResFormer 2410.17897.
+// Sources: SkipV1Former arXiv 2510.16807 (sections 3 and App. B); YOCO 2405.05254; CLA 2405.12981;
+// SVFormer/ResFormer 2410.17897.
 #pragma once
 
 #include <compare>
@@ -25,7 +27,8 @@ struct KvSource {
   };
   Kind kind = Kind::kOwn;
   int64_t layer = 0;   ///< 0-based; kFrom, kMean
-  int64_t head = 0;    ///< kOwn: row among the layer's own heads; kFrom, kMean: KV head position in the source layer
+  int64_t head = 0;    ///< kOwn: row among the layer's own heads; kFrom, kMean: KV head position in
+                       ///< the source layer
   int64_t second = 0;  ///< kMean
   friend bool operator==(const KvSource&, const KvSource&) = default;
 };
@@ -34,16 +37,18 @@ struct KvPlan {
   int64_t layers = 0, kv_heads = 0;
   std::vector<std::vector<KvSource>> keys, values;  ///< [layer][KV head]
 
-  /// KV head positions that the layer projects itself, ascending (their order is the row order of k_proj / v_proj).
+  /// KV head positions that the layer projects itself, ascending (their order is the row order of
+  /// k_proj / v_proj).
   std::vector<int64_t> own_key_heads(int64_t layer) const;
   std::vector<int64_t> own_value_heads(int64_t layer) const;
 };
 
-/// Builds the plan of a config and checks it: every kFrom/kMean names an earlier layer and a head which that layer projects
-/// itself. Throws ConfigError (layers 1-based in messages).
+/// Builds the plan of a config and checks it: every kFrom/kMean names an earlier layer and a head
+/// which that layer projects itself. Throws ConfigError (layers 1-based in messages).
 KvPlan build_kv_plan(const ModelConfig& config);
 
-/// A short human name of where heads come from, for tables: "own", "layer 1 head 3", "mean of layer 1 heads 0, 3", "zero".
+/// A short human name of where heads come from, for tables: "own", "layer 1 head 3", "mean of layer
+/// 1 heads 0, 3", "zero".
 std::string describe(const KvSource& source);
 
 }  // namespace heirloom

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The model: one forward pass for training, evaluation, prefill and decode. It is built from a config by way of the KV plan and
-// layout; it never asks for a variant by name.
+// The model: one forward pass for training, evaluation, prefill and decode. It is built from a
+// config by way of the KV plan and layout; it never asks for a variant by name.
 #pragma once
 
 #include <memory>
@@ -14,15 +14,16 @@
 
 namespace heirloom {
 
-/// Rows of a forward pass. `tokens` and `positions` (N) are checked by the caller and outlive the backward pass.
+/// Rows of a forward pass. `tokens` and `positions` (N) are checked by the caller and outlive the
+/// backward pass.
 struct TokenBatch {
   const int32_t* tokens = nullptr;
   const int32_t* positions = nullptr;
   int64_t n = 0;
 };
 
-/// The rows whose hidden state is wanted (sampled or scored), when not all are: row indices ascending, and one
-/// single-query sequence per row (query_row counted within the subset).
+/// The rows whose hidden state is wanted (sampled or scored), when not all are: row indices
+/// ascending, and one single-query sequence per row (query_row counted within the subset).
 struct WantedRows {
   std::span<const int32_t> rows;
   std::span<const int32_t> positions;
@@ -33,7 +34,8 @@ enum class Recompute : uint8_t { kNone, kBlock };
 
 class Transformer {
  public:
-  /// Builds plan, layout and modules; allocates (zeroed) weights in `dtype` on `device`. On the meta device nothing is allocated.
+  /// Builds plan, layout and modules; allocates (zeroed) weights in `dtype` on `device`. On the
+  /// meta device nothing is allocated.
   Transformer(ModelConfig config, const Device& device, Dtype dtype);
 
   const ModelConfig& config() const { return config_; }
@@ -47,18 +49,20 @@ class Transformer {
   /// What KvStore implementations need to know of the layout.
   std::vector<KvStreamSpec> stream_specs() const;
 
-  /// Grows the rope tables to `positions` rows. Learned positions: ConfigError past max_position_embeddings.
+  /// Grows the rope tables to `positions` rows. Learned positions: ConfigError past
+  /// max_position_embeddings.
   void ensure_positions(int64_t positions);
   int64_t rope_table_bytes() const;
 
-  /// Final-normed hidden states (N, C). With `wanted`, layers past the last one that owns a stream run for the wanted rows only,
-  /// and the result is (wanted, C); undefined when no row is wanted.
-  Variable hidden(Context& context, const TokenBatch& batch, KvStore& store, Recompute recompute = Recompute::kNone,
-                  const WantedRows* wanted = nullptr);
+  /// Final-normed hidden states (N, C). With `wanted`, layers past the last one that owns a stream
+  /// run for the wanted rows only, and the result is (wanted, C); undefined when no row is wanted.
+  Variable hidden(Context& context, const TokenBatch& batch, KvStore& store,
+                  Recompute recompute = Recompute::kNone, const WantedRows* wanted = nullptr);
 
-  /// nll (N, host float64) of `targets`, < 0 not scored; when recording, backward gives gradients of scale * sum(nll).
-  void loss(Context& context, const TokenBatch& batch, KvStore& store, const int32_t* targets, double scale, double* nll,
-            Recompute recompute = Recompute::kNone);
+  /// nll (N, host float64) of `targets`, < 0 not scored; when recording, backward gives gradients
+  /// of scale * sum(nll).
+  void loss(Context& context, const TokenBatch& batch, KvStore& store, const int32_t* targets,
+            double scale, double* nll, Recompute recompute = Recompute::kNone);
 
   /// Logits (N, V) of hidden states, in the accumulate dtype.
   Tensor logits(Context& context, const Tensor& hidden);
@@ -80,7 +84,8 @@ class Transformer {
   int64_t rope_positions_ = 0;
 };
 
-/// Forward and backward FLOPs of one training token at sequence length T, from the kernels' own cost functions.
+/// Forward and backward FLOPs of one training token at sequence length T, from the kernels' own
+/// cost functions.
 double training_flops_per_token(const ModelConfig& config, int64_t sequence_length);
 
 }  // namespace heirloom

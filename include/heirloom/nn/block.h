@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A pre-norm transformer block. It knows nothing of variants: its AttentionSpec says where heads are written and read.
+// A pre-norm transformer block. It knows nothing of variants: its AttentionSpec says where heads
+// are written and read.
 #pragma once
 
 #include "heirloom/ops/activation.h"
@@ -42,7 +43,8 @@ struct BlockModule {
   bool parallel_residual = false;
 };
 
-/// The residual stream between blocks: x = residual + delta, added inside the next norm. delta may be undefined.
+/// The residual stream between blocks: x = residual + delta, added inside the next norm. delta may
+/// be undefined.
 struct Residual {
   Variable residual, delta;
 };
@@ -50,8 +52,8 @@ struct Residual {
 /// Runs a block over N tokens at `positions`.
 ///   sequential: x1 = x + attention(norm1 x);  out = x1 + mlp(norm2 x1)
 ///   parallel:   out = x + attention(norm1 x) + mlp(norm2 x)
-Residual run_block(Context& context, const BlockModule& block, const Residual& in, const RopeAngles& rope,
-                   const int32_t* positions, KvStore& store);
+Residual run_block(Context& context, const BlockModule& block, const Residual& in,
+                   const RopeAngles& rope, const int32_t* positions, KvStore& store);
 
 /// x + delta and its norm.
 AddNorm run_norm(Context& context, const NormModule& norm, const Residual& in);

@@ -16,21 +16,24 @@ enum class InitKind : uint8_t { kNormal, kOnes, kZeros };
 
 /// One tensor of a checkpoint: rows [begin, end) of its parameter.
 struct ParameterSlice {
-  std::string name;       ///< "model.layers.0.self_attn.q_proj.weight"
+  std::string name;  ///< "model.layers.0.self_attn.q_proj.weight"
   int64_t begin = 0, end = 0;
   InitKind init = InitKind::kNormal;
-  bool writes_residual = false;  ///< projects back into the residual stream (train.init.residual scales it)
-  /// Initial values are keyed by (seed, name, head, element within the head), so tensors that two plans share start equal.
-  int64_t rows_per_head = 0;         ///< 0: the slice is one head
-  std::vector<int64_t> heads;        ///< head number of each run of rows_per_head rows
+  bool writes_residual =
+      false;  ///< projects back into the residual stream (train.init.residual scales it)
+  /// Initial values are keyed by (seed, name, head, element within the head), so tensors that two
+  /// plans share start equal.
+  int64_t rows_per_head = 0;   ///< 0: the slice is one head
+  std::vector<int64_t> heads;  ///< head number of each run of rows_per_head rows
 };
 
-/// A parameter as the kernels want it (q, k and v rows merged; gate and up merged), one- or two-dimensional.
+/// A parameter as the kernels want it (q, k and v rows merged; gate and up merged), one- or
+/// two-dimensional.
 struct NamedParameter : Parameter {
   Shape shape;
   bool is_embedding = false;  ///< optimizer.decay_embeddings may exempt it
   std::vector<ParameterSlice> slices;
-  int64_t offset = 0;         ///< elements from the start of the store's flat buffers
+  int64_t offset = 0;  ///< elements from the start of the store's flat buffers
 
   int64_t numel() const { return shape.numel(); }
   /// Rows of a matrix; elements of a vector count as rows of one element.
@@ -47,7 +50,8 @@ class ParameterStore {
 
   /// Gives every parameter its place in one zeroed buffer of `dtype` (nothing on the meta device).
   void allocate(const Device& device, Dtype dtype);
-  /// Points every parameter's gradient into `base`, (elements()) of the accumulate dtype; null on the meta device.
+  /// Points every parameter's gradient into `base`, (elements()) of the accumulate dtype; null on
+  /// the meta device.
   void attach_gradients(void* base);
 
   std::deque<NamedParameter>& all() { return parameters_; }
@@ -69,14 +73,16 @@ class ParameterStore {
   Device device_;
 };
 
-/// Standard deviation of initial weights, and the factor for projections that write to the residual stream.
+/// Standard deviation of initial weights, and the factor for projections that write to the residual
+/// stream.
 struct InitOptions {
   double std = 0.02;
   double residual_factor = 1;
 };
 
-/// Fills `flat`, a buffer of elements() in `dtype` laid out as the store's own, with initial values: a pure function of
-/// (seed, tensor name, head, element within the head).
-void initialize(const ParameterStore& parameters, uint64_t seed, const InitOptions& options, void* flat, Dtype dtype);
+/// Fills `flat`, a buffer of elements() in `dtype` laid out as the store's own, with initial
+/// values: a pure function of (seed, tensor name, head, element within the head).
+void initialize(const ParameterStore& parameters, uint64_t seed, const InitOptions& options,
+                void* flat, Dtype dtype);
 
 }  // namespace heirloom

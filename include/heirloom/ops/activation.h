@@ -6,7 +6,8 @@
 
 namespace heirloom {
 
-/// The MLP's non-linearity: (N, 2F) -> (N, F) for SwiGLU (gate columns first), (N, F) -> (N, F) for GELU.
+/// The MLP's non-linearity: (N, 2F) -> (N, F) for SwiGLU (gate columns first), (N, F) -> (N, F) for
+/// GELU.
 Variable activation(Context& context, const Variable& x, ActivationKind kind);
 
 }  // namespace heirloom

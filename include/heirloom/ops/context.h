@@ -8,8 +8,8 @@ namespace heirloom {
 
 class Tape;
 
-/// What the forward pass is run for. Kernels are chosen by phase, never by the number of rows, so that a sequence's result does
-/// not depend on what stands beside it.
+/// What the forward pass is run for. Kernels are chosen by phase, never by the number of rows, so
+/// that a sequence's result does not depend on what stands beside it.
 enum class Phase : uint8_t {
   kTrain,    ///< and evaluation: large matrix products
   kPrefill,  ///< prompts, in chunks of one fixed number of rows
@@ -19,12 +19,13 @@ enum class Phase : uint8_t {
 /// Dropout rates and the key of this step; rates of 0 outside training.
 struct DropoutState {
   double embedding = 0, attention = 0, residual = 0;
-  uint64_t key = 0;              ///< of (seed, step)
-  uint32_t first_sequence = 0;   ///< number, within the step, of the batch's first sequence
+  uint64_t key = 0;             ///< of (seed, step)
+  uint32_t first_sequence = 0;  ///< number, within the step, of the batch's first sequence
   int64_t sequence_length = 1;
 };
 
-/// Everything an op needs beside its operands: where buffers come from, whether to record, which kernels to take.
+/// Everything an op needs beside its operands: where buffers come from, whether to record, which
+/// kernels to take.
 struct Context {
   Arena& arena;
   Tape* tape = nullptr;  ///< null: nothing is recorded
@@ -39,7 +40,8 @@ struct Context {
 
   /// Calls the kernel for (device, dtype), or on the meta device only adds up its cost.
   template <class Args>
-  void run(const KernelTable<Args>& table, KernelCost (*args_cost)(const Args&, Dtype), Dtype dtype, const Args& args) {
+  void run(const KernelTable<Args>& table, KernelCost (*args_cost)(const Args&, Dtype), Dtype dtype,
+           const Args& args) {
     if (cost) *cost += args_cost(args, dtype);
     if (!meta()) table.get(device().kind, dtype)(args, stream);
   }

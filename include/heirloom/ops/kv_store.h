@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where attention finds keys and values. A stream is a matrix (rows, width) that one layer writes and that it and possibly later
-// layers read. The same forward pass runs on activations (training, evaluation) and on the paged cache (inference): only the
-// store behind it differs.
+// Where attention finds keys and values. A stream is a matrix (rows, width) that one layer writes
+// and that it and possibly later layers read. The same forward pass runs on activations (training,
+// evaluation) and on the paged cache (inference): only the store behind it differs.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,8 @@ struct KvStreamSpec {
   bool shared = false;   ///< read by layers after the one that writes it
 };
 
-/// Where one head lies: stream < 0 for a head of zeros; second_stream >= 0: the head is the mean of the two.
+/// Where one head lies: stream < 0 for a head of zeros; second_stream >= 0: the head is the mean of
+/// the two.
 struct KvRef {
   int32_t stream = -1;
   int64_t column = 0;
@@ -41,10 +42,12 @@ class KvStore {
   /// The layer that wrote `index` has attended; a private stream may be let go.
   virtual void written_and_read(int32_t index) { static_cast<void>(index); }
 
-  /// The gradient of a head gathers here, after rope and qk_norm: written by the first layer (backward order) that read it, added
-  /// to by the others. Shared streams gather in the accumulate dtype.
+  /// The gradient of a head gathers here, after rope and qk_norm: written by the first layer
+  /// (backward order) that read it, added to by the others. Shared streams gather in the accumulate
+  /// dtype.
   virtual KvHeadGrad gradient_target(Context& context, const KvRef& ref);
-  /// The layer's contributions to these heads are in: later ones add. Called once per layer, after its kernel.
+  /// The layer's contributions to these heads are in: later ones add. Called once per layer, after
+  /// its kernel.
   virtual void mark_written(const KvRef& ref) { static_cast<void>(ref); }
   /// What gathered for the head at (stream, column): data null where no layer contributed.
   virtual KvHeadGrad gathered(const KvRef& ref);
@@ -52,10 +55,12 @@ class KvStore {
   virtual void finish_backward(int32_t index) { static_cast<void>(index); }
 };
 
-/// Streams as activations of one step: made when first written, gone when the writer's backward has run.
+/// Streams as activations of one step: made when first written, gone when the writer's backward has
+/// run.
 class ActivationKvStore final : public KvStore {
  public:
-  ActivationKvStore(std::vector<KvStreamSpec> specs, Dtype dtype, int64_t rows, std::vector<AttentionSequence> sequences);
+  ActivationKvStore(std::vector<KvStreamSpec> specs, Dtype dtype, int64_t rows,
+                    std::vector<AttentionSequence> sequences);
 
   Tensor stream(Context& context, int32_t index) override;
   std::span<const AttentionSequence> sequences() const override { return sequences_; }

@@ -13,7 +13,8 @@ struct AddNorm {
   Variable y;         ///< norm(x)
 };
 
-/// x = residual + delta (delta may be undefined) and y = norm(x), in one pass; kernels/norm.h has the equations.
+/// x = residual + delta (delta may be undefined) and y = norm(x), in one pass; kernels/norm.h has
+/// the equations.
 AddNorm add_norm(Context& context, const Variable& residual, const Variable& delta, NormKind kind,
                  const Parameter& weight, const Parameter* bias, double eps);
 

@@ -5,7 +5,8 @@
 
 namespace heirloom {
 
-/// A weight as ops see it: its value in the compute dtype and, when it trains, a gradient in the accumulate dtype that ops add to.
+/// A weight as ops see it: its value in the compute dtype and, when it trains, a gradient in the
+/// accumulate dtype that ops add to.
 struct Parameter {
   Tensor value;
   Tensor grad;  ///< undefined: frozen

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The tape: an op that runs with one leaves a node behind; `backward` runs the nodes in reverse. A node is a closure over the
-// tensors its backward reads, so a buffer lives exactly until the last node that needs it has run. Nodes and gradient slots are
-// made anew every step, in the same order.
+// The tape: an op that runs with one leaves a node behind; `backward` runs the nodes in reverse. A
+// node is a closure over the tensors its backward reads, so a buffer lives exactly until the last
+// node that needs it has run. Nodes and gradient slots are made anew every step, in the same order.
 #pragma once
 
 #include <memory_resource>
@@ -29,8 +29,9 @@ class Tape {
   /// A new, empty gradient slot.
   int32_t new_slot();
 
-  /// Hands a gradient to a slot. An empty slot adopts the tensor; a filled one adds it, in place where it alone holds its
-  /// buffer. A tensor may be delivered to several slots: the first later addition copies.
+  /// Hands a gradient to a slot. An empty slot adopts the tensor; a filled one adds it, in place
+  /// where it alone holds its buffer. A tensor may be delivered to several slots: the first later
+  /// addition copies.
   void deliver(Context& context, int32_t slot, Tensor gradient);
 
   /// Takes what a slot gathered, leaving it empty; undefined when nothing arrived.
@@ -69,10 +70,12 @@ inline Variable result(Context& context, Tensor value) {
   return {std::move(value), recording(context) ? context.tape->new_slot() : -1};
 }
 
-/// A recompute segment: runs `forward(context, inputs) -> std::vector<Variable>` without recording, keeps only the inputs, and
-/// runs it again, recorded, when backward arrives. Recomputed values equal the first ones bit for bit.
+/// A recompute segment: runs `forward(context, inputs) -> std::vector<Variable>` without recording,
+/// keeps only the inputs, and runs it again, recorded, when backward arrives. Recomputed values
+/// equal the first ones bit for bit.
 template <class Forward>
-std::vector<Variable> segment(Context& context, const std::vector<Variable>& inputs, Forward forward) {
+std::vector<Variable> segment(Context& context, const std::vector<Variable>& inputs,
+                              Forward forward) {
   if (!recording(context)) return forward(context, inputs);
   std::vector<Variable> outputs;
   {
@@ -82,26 +85,29 @@ std::vector<Variable> segment(Context& context, const std::vector<Variable>& inp
   }
   std::vector<int32_t> slots;
   for (Variable& output : outputs) slots.push_back(output.slot = context.tape->new_slot());
-  context.tape->record([inputs, slots, forward = std::move(forward), outer = context.tape](Context& c) {
-    Tape tape;
-    Context inner = c;
-    inner.tape = &tape;
-    std::vector<Variable> replayed = inputs;
-    for (Variable& input : replayed) {
-      if (input.slot >= 0) input.slot = tape.new_slot();
-    }
-    {
-      const std::vector<Variable> again = forward(inner, replayed);
-      for (size_t i = 0; i < slots.size(); ++i) {
-        if (Tensor g = outer->take(slots[i]); g.defined()) tape.deliver(inner, again[i].slot, std::move(g));
-      }
-    }
-    tape.backward(inner);
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (inputs[i].slot < 0) continue;
-      if (Tensor g = tape.take(replayed[i].slot); g.defined()) outer->deliver(c, inputs[i].slot, std::move(g));
-    }
-  });
+  context.tape->record(
+      [inputs, slots, forward = std::move(forward), outer = context.tape](Context& c) {
+        Tape tape;
+        Context inner = c;
+        inner.tape = &tape;
+        std::vector<Variable> replayed = inputs;
+        for (Variable& input : replayed) {
+          if (input.slot >= 0) input.slot = tape.new_slot();
+        }
+        {
+          const std::vector<Variable> again = forward(inner, replayed);
+          for (size_t i = 0; i < slots.size(); ++i) {
+            if (Tensor g = outer->take(slots[i]); g.defined())
+              tape.deliver(inner, again[i].slot, std::move(g));
+          }
+        }
+        tape.backward(inner);
+        for (size_t i = 0; i < inputs.size(); ++i) {
+          if (inputs[i].slot < 0) continue;
+          if (Tensor g = tape.take(replayed[i].slot); g.defined())
+            outer->deliver(c, inputs[i].slot, std::move(g));
+        }
+      });
   return outputs;
 }
 

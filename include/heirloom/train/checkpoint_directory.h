@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Checkpoints of a run: <run>/checkpoints/step-00000100/, a model directory plus optimizer.safetensors, trainer.json and
-// complete.json (every file's size and content hash). A checkpoint is written under a temporary name, made durable, then renamed:
-// under its own name it is complete, or it is not there.
+// Checkpoints of a run: <run>/checkpoints/step-00000100/, a model directory plus
+// optimizer.safetensors, trainer.json and complete.json (every file's size and content hash). A
+// checkpoint is written under a temporary name, made durable, then renamed: under its own name it
+// is complete, or it is not there.
 #pragma once
 
 #include <optional>
@@ -23,13 +24,17 @@ struct CheckpointContents {
 
 fs::path checkpoint_path(const fs::path& run, int64_t step);
 
-/// Writes the checkpoint of `step`, then removes all but the newest `keep` (0: removes none). Returns its path.
-fs::path save_checkpoint(const fs::path& run, int64_t step, const CheckpointContents& contents, int64_t keep);
+/// Writes the checkpoint of `step`, then removes all but the newest `keep` (0: removes none).
+/// Returns its path.
+fs::path save_checkpoint(const fs::path& run, int64_t step, const CheckpointContents& contents,
+                         int64_t keep);
 
-/// Writes a plain model directory (final/) in the same all-or-nothing way, replacing one that is there.
+/// Writes a plain model directory (final/) in the same all-or-nothing way, replacing one that is
+/// there.
 void save_final(const fs::path& run, const CheckpointContents& contents, Dtype stored);
 
-/// The newest checkpoint whose files all match complete.json; damaged ones are passed over with a warning to the log.
+/// The newest checkpoint whose files all match complete.json; damaged ones are passed over with a
+/// warning to the log.
 std::optional<fs::path> newest_checkpoint(const fs::path& run);
 /// True when the run holds any checkpoint, damaged ones too.
 bool has_checkpoints(const fs::path& run);

@@ -14,8 +14,8 @@ struct StateBytes {
 };
 StateBytes state_bytes(const ParameterStore& parameters);
 
-/// AdamW over a model's parameters: owns master weights (where the model computes in less), gradients and moments, in flat
-/// buffers laid out as the store's.
+/// AdamW over a model's parameters: owns master weights (where the model computes in less),
+/// gradients and moments, in flat buffers laid out as the store's.
 class Optimizer {
  public:
   Optimizer(ParameterStore& parameters, const OptimizerConfig& config);
@@ -26,8 +26,11 @@ class Optimizer {
   /// Step `step` (from 1) at learning rate `lr`; gradients count `grad_scale` times.
   void update(int64_t step, double lr, double grad_scale);
 
-  /// The weights as trained: the master copy, or the model's own where it computes in the accumulate dtype.
-  void* weights() { return master_.data() ? master_.data() : static_cast<std::byte*>(parameters_.data()); }
+  /// The weights as trained: the master copy, or the model's own where it computes in the
+  /// accumulate dtype.
+  void* weights() {
+    return master_.data() ? master_.data() : static_cast<std::byte*>(parameters_.data());
+  }
   Dtype weights_dtype() const { return dtype_; }
   /// Copies the master weights, rounded, into the model's; after they were loaded or initialised.
   void publish_weights();

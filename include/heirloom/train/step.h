@@ -16,26 +16,30 @@ namespace heirloom {
 struct MicroBatch {
   MicroBatch(int64_t sequence_count, int64_t sequence_length);
 
-  /// Loads sequence `k` of `data` as the b-th of the batch: T inputs, the targets one later, one attention sequence (or, with a
-  /// causal document mask, one per document: a document ends with an eos token, positions restart).
-  void load(int64_t b, const TokenDataset& data, int64_t k, DocumentMask mask, const std::vector<int64_t>& eos);
+  /// Loads sequence `k` of `data` as the b-th of the batch: T inputs, the targets one later, one
+  /// attention sequence (or, with a causal document mask, one per document: a document ends with an
+  /// eos token, positions restart).
+  void load(int64_t b, const TokenDataset& data, int64_t k, DocumentMask mask,
+            const std::vector<int64_t>& eos);
   /// Makes the b-th sequence one that is computed but not scored.
   void load_padding(int64_t b);
-  /// Call once before the first load of a batch. `first_sequence`: number of sequence 0 within the step (dropout key).
+  /// Call once before the first load of a batch. `first_sequence`: number of sequence 0 within the
+  /// step (dropout key).
   void begin(uint32_t first_sequence);
 
   int64_t count, length;
   uint32_t first_sequence = 0;
   std::vector<int32_t> tokens, targets, positions;  ///< (B*T)
   std::vector<AttentionSequence> sequences;
-  std::vector<double> nll;                          ///< (B*T), filled by a pass
+  std::vector<double> nll;  ///< (B*T), filled by a pass
 
  private:
   std::vector<int32_t> fetched_;
 };
 
 /// Forward and backward: gradients of scale * sum(nll) are added to the parameters' gradients.
-void train_pass(Context context, Transformer& model, MicroBatch& batch, double scale, Recompute recompute);
+void train_pass(Context context, Transformer& model, MicroBatch& batch, double scale,
+                Recompute recompute);
 /// Forward only.
 void evaluation_pass(Context context, Transformer& model, MicroBatch& batch);
 
@@ -45,24 +49,28 @@ struct RunMemory {
   int64_t activations = 0;        ///< block that a step (or an evaluation) takes its buffers from
   int64_t activations_floor = 0;  ///< most bytes alive at one time
   int64_t tables = 0;             ///< rope
-  int64_t runtime = 0;            ///< the program, its libraries, kernel scratch: measured, see kRuntimeBytes
-  int64_t total() const { return weights + master + gradients + moments + activations + tables + runtime; }
+  int64_t runtime = 0;  ///< the program, its libraries, kernel scratch: measured, see kRuntimeBytes
+  int64_t total() const {
+    return weights + master + gradients + moments + activations + tables + runtime;
+  }
 };
 
 struct StepPlan {
   RunMemory memory;
   MemoryPlan train, evaluation;
-  KernelCost cost;              ///< one micro-batch, forward and backward
-  double flops_per_token = 0;   ///< without recomputation: what MFU counts
+  KernelCost cost;             ///< one micro-batch, forward and backward
+  double flops_per_token = 0;  ///< without recomputation: what MFU counts
 };
 
 /// Plans a run with `micro_batch_size` sequences per pass.
 StepPlan plan_step(const RunConfig& config, int64_t micro_batch_size);
 
-/// Bytes that this process may use: what the system has available, or less by a control group's limit.
+/// Bytes that this process may use: what the system has available, or less by a control group's
+/// limit.
 int64_t available_memory();
 
-/// Throws OutOfMemoryError when the plan exceeds `limit` bytes, naming by how much and the largest micro-batch that fits.
+/// Throws OutOfMemoryError when the plan exceeds `limit` bytes, naming by how much and the largest
+/// micro-batch that fits.
 void check_memory(const RunConfig& config, const StepPlan& plan, int64_t limit);
 
 }  // namespace heirloom

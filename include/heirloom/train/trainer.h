@@ -24,19 +24,22 @@ struct TrainerHooks {
 
 struct TrainerOptions {
   ResumeMode resume = ResumeMode::kAuto;
-  int64_t memory_limit = 0;      ///< bytes; 0: what the machine has available
-  double roof_flops = 0;         ///< of this machine in the run's dtype; 0: unknown, no MFU
+  int64_t memory_limit = 0;  ///< bytes; 0: what the machine has available
+  double roof_flops = 0;     ///< of this machine in the run's dtype; 0: unknown, no MFU
   bool quiet = false;
 };
 
 enum class TrainOutcome { kFinished, kStoppedBySignal };
 
-/// Runs (or continues) a training run to its end or to a signal. Writes the run directory: config.json, metrics.jsonl,
-/// TensorBoard events, report.html, checkpoints/, final/. Throws on bad input, a memory plan that does not fit, and on a loss
-/// that is not finite (the message names step and checkpoint; nothing written before is touched).
-TrainOutcome train(const RunConfig& config, const StepPlan& plan, const TrainerHooks& hooks, const TrainerOptions& options);
+/// Runs (or continues) a training run to its end or to a signal. Writes the run directory:
+/// config.json, metrics.jsonl, TensorBoard events, report.html, checkpoints/, final/. Throws on bad
+/// input, a memory plan that does not fit, and on a loss that is not finite (the message names step
+/// and checkpoint; nothing written before is touched).
+TrainOutcome train(const RunConfig& config, const StepPlan& plan, const TrainerHooks& hooks,
+                   const TrainerOptions& options);
 
-/// Installs handlers: SIGTERM, SIGINT and SIGUSR1 ask the loops to save and stop; a second SIGINT ends the process.
+/// Installs handlers: SIGTERM, SIGINT and SIGUSR1 ask the loops to save and stop; a second SIGINT
+/// ends the process.
 void install_stop_signals();
 bool stop_requested();
 
