@@ -125,6 +125,62 @@ TEST_P(VariantTest, ValuesAndGradientsEqualTheTwin) {
   }
 }
 
+double gradient_at(const NamedParameter& p, int64_t i) {
+  return p.grad.dtype() == Dtype::kFloat64 ? p.grad.as<double>()[i]
+                                           : static_cast<double>(p.grad.as<float>()[i]);
+}
+
+/// || a - b || / || b || of the gradients over all parameters.
+double gradient_distance(const ParameterStore& a, const ParameterStore& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < a.all().size(); ++i) {
+    for (int64_t j = 0; j < a.all()[i].numel(); ++j) {
+      const double x = gradient_at(a.all()[i], j), y = gradient_at(b.all()[i], j);
+      difference += (x - y) * (x - y);
+      norm += y * y;
+    }
+  }
+  return std::sqrt(difference / norm);
+}
+
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  double largest = 0;
+  for (size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::abs(a[i] - b[i]));
+  return largest;
+}
+
+// The yardstick is what rounding the weights alone does to the float64 model: a step in the narrow
+// dtype rounds about as many activations as there are weights on a path, so it may err a few times
+// as much. A wrong kernel errs by orders more.
+TEST_P(VariantTest, LowPrecisionErrsAsRoundedWeightsDo) {
+  const ModelConfig config = variant_config(GetParam());
+  const Batch batch = make_batch(config.vocab_size);
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16}) {
+    Transformer low(config, Device{}, dtype), exact(config, Device{}, Dtype::kFloat64);
+    Transformer rounded(config, Device{}, Dtype::kFloat64);
+    auto weights = random_weights(low.parameters(), 1);
+    put_weights(low.parameters(), weights);
+    put_weights(exact.parameters(), weights);
+    for (auto& [name, w] : weights) {
+      for (double& x : w) {
+        const float narrow = static_cast<float>(x);
+        x = dtype == Dtype::kFloat32 ? narrow : static_cast<float>(bfloat16(narrow));
+      }
+    }
+    put_weights(rounded.parameters(), weights);
+    const Trained a = train_once(low, batch, Recompute::kNone, 0);
+    const Trained b = train_once(exact, batch, Recompute::kNone, 0);
+    const Trained yardstick = train_once(rounded, batch, Recompute::kNone, 0);
+    // float32 also sums in float32, which bfloat16's sums do not feel.
+    const double factor = dtype == Dtype::kFloat32 ? 32 : 8;
+    EXPECT_LT(largest_difference(a.nll, b.nll), factor * largest_difference(yardstick.nll, b.nll))
+        << dtype_name(dtype);
+    EXPECT_LT(gradient_distance(low.parameters(), exact.parameters()),
+              factor * gradient_distance(rounded.parameters(), exact.parameters()))
+        << dtype_name(dtype);
+  }
+}
+
 TEST_P(VariantTest, RecomputedEqualsStoredBitForBit) {
   const ModelConfig config = variant_config(GetParam());
   for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16}) {

@@ -114,7 +114,7 @@ TEST(Gradient, Dropout) {
   EXPECT_GT(zeros, 3);
   EXPECT_LT(zeros, 25);
   for (size_t i = 0; i < y.size(); ++i) {
-    if (y[i] != 0) EXPECT_NEAR(y[i], c.inputs[0].values[i] / 0.6, 1e-14);
+    EXPECT_NEAR(y[i], y[i] == 0 ? 0 : c.inputs[0].values[i] / 0.6, 1e-14);
   }
   // Sequences 2 and 3 of one batch are what two batches of one see.
   Values apart;
@@ -194,7 +194,9 @@ TEST(Gradient, CrossEntropyOverSeveralChunks) {
     for (const double v : run(nullptr, nullptr, nullptr)) sum += v;
     return kScale * sum;
   };
-  expect_gradient([&](const Values& at) { head = at; return loss(); }, head, dhead, "head");
+  const Values kept_head = head;
+  expect_gradient([&](const Values& at) { head = at; return loss(); }, kept_head, dhead, "head");
+  head = kept_head;
   for (const int64_t i : {int64_t{1}, kLossChunkRows - 2, kLossChunkRows + 1, 2 * kLossChunkRows, kRows - 2}) {
     const auto begin = static_cast<ptrdiff_t>(i * kWidth);
     const Values kept(x.begin() + begin, x.begin() + begin + kWidth);

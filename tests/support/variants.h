@@ -62,6 +62,13 @@ inline const std::vector<Variant>& variants() {
       {"rotary_gelu",
        R"({"norm": "layernorm", "mlp": "gelu", "rope_style": "interleaved", "tie_word_embeddings": true,
         "partial_rotary_factor": 0.67, "kv_sharing": {"scheme": "cla-v"}})"},
+      {"odd_shapes",
+       R"({"num_attention_heads": 3, "head_dim": 10, "hidden_size": 20, "intermediate_size": 101,
+        "kv_sharing": {"scheme": "skipv1", "ratio": 0.3333333333}})"},
+      {"six_layers_of_seven_heads",
+       R"({"num_attention_heads": 7, "num_key_value_heads": 7, "num_hidden_layers": 6,
+        "hidden_size": 23, "head_dim": 4, "kv_sharing": {"scheme": "split", "keys": {"scheme": "yoco", "start": 2},
+        "values": {"scheme": "cla-v", "group": 4}}})"},
       {"parallel_window",
        R"({"parallel_residual": true, "sliding_window": 7, "kv_sharing": {"scheme": "skipv1"}})"},
   };

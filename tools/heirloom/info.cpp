@@ -23,7 +23,7 @@ struct Options {
   bool kernels = false;
 };
 
-void line(const char* label, const std::string& text) { fmt::print("{:<22}{}\n", label, text); }
+void line(const char* label, const std::string& text) { fmt::print("{:<24}{}\n", label, text); }
 
 Json kernel_list() {
   Json list = Json::array();
