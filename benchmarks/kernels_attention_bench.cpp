@@ -4,15 +4,12 @@
 // multiply-adds, streaming against plain reads. Counters: GFLOP/s (visible pairs only), GB/s, and
 // "of_roof", the fraction of the roof that binds. Threads: OMP_NUM_THREADS.
 #include <benchmark/benchmark.h>
-#include <immintrin.h>
-#include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
+#include "benchmarks/roofs.h"
 #include "heirloom/core/rng.h"
 #include "heirloom/kernels/attention.h"
 #include "heirloom/kernels/gemm.h"
@@ -20,93 +17,9 @@
 namespace heirloom {
 namespace {
 
-double seconds_now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-/// 24 independent chains of fused multiply-adds; returns the FLOPs done.
-__attribute__((target("avx512f"))) double multiply_add_512(int64_t steps, float* out) {
-  __m512 acc[24];
-#pragma GCC unroll 24
-  for (int k = 0; k < 24; ++k) acc[k] = _mm512_setzero_ps();
-  const __m512 x = _mm512_set1_ps(out[0]), y = _mm512_set1_ps(out[1]);
-  for (int64_t i = 0; i < steps; ++i) {
-#pragma GCC unroll 24
-    for (int k = 0; k < 24; ++k)
-      asm volatile("vfmadd231ps %1, %2, %0" : "+v"(acc[k]) : "v"(x), "v"(y));
-  }
-#pragma GCC unroll 24
-  for (int k = 0; k < 24; ++k) out[0] += acc[k][0];
-  return static_cast<double>(steps) * 24 * 32;
-}
-__attribute__((target("avx2,fma"))) double multiply_add_256(int64_t steps, float* out) {
-  __m256 acc[12];
-#pragma GCC unroll 12
-  for (int k = 0; k < 12; ++k) acc[k] = _mm256_setzero_ps();
-  const __m256 x = _mm256_set1_ps(out[0]), y = _mm256_set1_ps(out[1]);
-  for (int64_t i = 0; i < steps; ++i) {
-#pragma GCC unroll 12
-    for (int k = 0; k < 12; ++k)
-      asm volatile("vfmadd231ps %1, %2, %0" : "+v"(acc[k]) : "v"(x), "v"(y));
-  }
-#pragma GCC unroll 12
-  for (int k = 0; k < 12; ++k) out[0] += acc[k][0];
-  return static_cast<double>(steps) * 12 * 16;
-}
-
-/// FLOP/s of float32 fused multiply-adds over all threads, best of five.
-double multiply_add_roof() {
-  static const double roof = [] {
-    double best = 0;
-    for (int repeat = 0; repeat < 5; ++repeat) {
-      double flops = 0;
-      const double start = seconds_now();
-#pragma omp parallel reduction(+ : flops)
-      {
-        float out[2] = {1e-8f, 1e-8f};
-        flops += __builtin_cpu_supports("avx512f") ? multiply_add_512(4000000, out)
-                                                   : multiply_add_256(8000000, out);
-        benchmark::DoNotOptimize(out);
-      }
-      best = std::max(best, flops / (seconds_now() - start));
-    }
-    return best;
-  }();
-  return roof;
-}
-
-__attribute__((target("avx2"))) uint64_t sum_words(const uint64_t* p, int64_t n) {
-  __m256i sum[4] = {};
-  for (int64_t i = 0; i < n; i += 16) {
-    for (int k = 0; k < 4; ++k) {
-      sum[k] = _mm256_add_epi64(
-          sum[k], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i + 4 * k)));
-    }
-  }
-  const __m256i all = sum[0] + sum[1] + sum[2] + sum[3];
-  return static_cast<uint64_t>(all[0] + all[1] + all[2] + all[3]);
-}
-
-/// Bytes per second of a plain read of 512 MiB by all threads, best of seven.
-double read_roof() {
-  static const double roof = [] {
-    std::vector<uint64_t> memory(int64_t{64} << 20, 1);
-    const auto words = static_cast<int64_t>(memory.size());
-    double best = 0;
-    for (int repeat = 0; repeat < 7; ++repeat) {
-      uint64_t total = 0;
-      const double start = seconds_now();
-#pragma omp parallel reduction(+ : total)
-      {
-        const int64_t share = words / omp_get_num_threads() / 16 * 16;
-        total += sum_words(memory.data() + share * omp_get_thread_num(), share);
-      }
-      benchmark::DoNotOptimize(total);
-      best = std::max(best, static_cast<double>(words) * 8 / (seconds_now() - start));
-    }
-    return best;
-  }();
-  return roof;
+const bench::Roofs& roofs() {
+  static const bench::Roofs measured = bench::measure_roofs();
+  return measured;
 }
 
 template <class T>
@@ -125,7 +38,7 @@ std::vector<T> random_values(int64_t n, uint64_t key) {
 enum class Bound { kCompute, kMemory };
 
 void report(benchmark::State& state, const KernelCost& cost, Bound bound) {
-  const double roof = bound == Bound::kCompute ? multiply_add_roof() : read_roof();
+  const double roof = bound == Bound::kCompute ? roofs().float32_flops : roofs().read_bytes;
   const double work = bound == Bound::kCompute ? cost.flops : cost.bytes();
   using benchmark::Counter;
   state.counters["GFLOP/s"] = Counter(cost.flops * 1e-9, Counter::kIsIterationInvariantRate);

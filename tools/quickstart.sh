@@ -6,13 +6,15 @@
 # loss, perplexity, KV cache, speed and text. Everything lands in quickstart/; a second run keeps what is there and continues
 # where the first was stopped.
 #
-# QUICKSTART_STEPS (400): training steps of each model.   QUICKSTART_OUT (quickstart/): where the files go.
+# QUICKSTART_STEPS (600): training steps of each model.   QUICKSTART_OUT (quickstart/): where the files go.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-steps=${QUICKSTART_STEPS:-400}
+steps=${QUICKSTART_STEPS:-600}
 out=${QUICKSTART_OUT:-$root/quickstart}
 heirloom=$root/build/release/heirloom
 models=(mha skipv1)
+dtype=float32
+if grep -qw avx512_bf16 /proc/cpuinfo; then dtype=bfloat16; fi  # twice the speed where the processor multiplies it
 export CCACHE_DIR=${CCACHE_DIR:-$root/.cache/ccache}  # nothing is written outside the checkout
 
 step() { printf '\n[%3d s] %s\n' $SECONDS "$1"; }
@@ -66,7 +68,7 @@ for split in train validation; do
 done
 
 for model in "${models[@]}"; do
-  step "Training $model: $steps steps of 2048 tokens (log, report: quickstart/$model)"
+  step "Training $model: $steps steps of 1024 tokens in $dtype"
   sharing='{"scheme": "none"}'
   if [ $model = skipv1 ]; then sharing='{"scheme": "skipv1", "ratio": 0.5}'; fi
   cat > $model.json << JSON
@@ -78,10 +80,10 @@ for model in "${models[@]}"; do
   },
   "data": {"train": "train.bin", "validation": "validation.bin", "tokenizer": "tokenizer"},
   "train": {
-    "steps": $steps, "batch_size": 16, "sequence_length": 128, "seed": 1, "dtype": "float32",
-    "eval_every": 100, "eval_batches": 0, "save_every": 100, "keep": 1, "sample_prompt": "And the LORD said unto Moses,"
+    "steps": $steps, "batch_size": 8, "sequence_length": 128, "seed": 1, "dtype": "$dtype",
+    "eval_every": 200, "eval_batches": 0, "save_every": 100, "keep": 1, "sample_prompt": "And the LORD said unto Moses,"
   },
-  "optimizer": {"lr": 4e-3, "weight_decay": 0.1, "grad_clip": 1.0},
+  "optimizer": {"lr": 3e-3, "weight_decay": 0.1, "grad_clip": 1.0},
   "schedule": {"name": "cosine", "warmup_ratio": 0.1, "min_lr_ratio": 0.1},
   "output": "$model"
 }

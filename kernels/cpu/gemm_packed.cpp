@@ -28,72 +28,57 @@ constexpr int64_t kLanes = 16;
 constexpr int64_t kLanes = 8;
 #endif
 constexpr int64_t kRows = 6,
-                  kCols = 2 * kLanes;       // 12 accumulators, 2 of B, 1 of A: within 16 registers
-constexpr int64_t kDepth = 256;             // a B panel of 256 x 16 floats is half of a 32 KB L1
-constexpr int64_t kBlockRows = 16 * kRows;  // an A block of 96 x 256 floats sits in L2
-constexpr int64_t kBlockCols = 1024;        // a B block of 256 x 1024 floats sits in L3
-constexpr int64_t kTaskPanels = 8;          // panels of B per task
+                  kCols = 2 * kLanes;      // 12 accumulators, 2 of B, 1 of A: within 16 registers
+constexpr int64_t kDepth = 256;            // a B panel of 256 x 16 floats is half of a 32 KB L1
+constexpr int64_t kTaskRows = 16 * kRows;  // 96 x 256 floats of A sit in L2
+constexpr int64_t kTaskCols = 8 * kCols;
+constexpr int64_t kBlockRows = 16 * kTaskRows;  // packed A and B blocks, 1.5 and 1 MB, sit in L3
+constexpr int64_t kBlockCols = 1024;
 
 using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
-using UnalignedVector =
-    float __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float))));
-
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 /// panel[k * width + c] = from(c, k) for c < count, 0 up to width.
 template <class T>
 void pack(const T* from, int64_t stride, int64_t depth_stride, int64_t count, int64_t width,
           int64_t depth, float* panel) {
-  for (int64_t k = 0; k < depth; ++k) {
+  if (depth_stride == 1) {
     for (int64_t c = 0; c < count; ++c) {
-      panel[k * width + c] = to_float(from[c * stride + k * depth_stride]);
+      for (int64_t k = 0; k < depth; ++k) panel[k * width + c] = to_float(from[c * stride + k]);
     }
+    for (int64_t c = count; c < width; ++c) {
+      for (int64_t k = 0; k < depth; ++k) panel[k * width + c] = 0.0f;
+    }
+    return;
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    const T* row = from + k * depth_stride;
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) panel[k * width + c] = to_float(row[c]);
     for (int64_t c = count; c < width; ++c) panel[k * width + c] = 0.0f;
   }
 }
 
-/// sums (kRows, kCols) = A panel times B panel.
-[[gnu::always_inline]] inline void multiply_panels(const float* a, const float* b, int64_t depth,
-                                                   Vector (&sums)[kRows][2]) {
+/// tile (kRows, kCols) = A panel times B panel. The loops over r must unroll, or the sums leave
+/// their registers.
+[[gnu::noinline]] void multiply_panels(const float* a, const float* b, int64_t depth, float* tile) {
+  Vector sums[kRows][2];
+#pragma GCC unroll 6
   for (int64_t r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vector{};
   for (int64_t k = 0; k < depth; ++k) {
     const Vector b0 = *reinterpret_cast<const Vector*>(b + k * kCols);
     const Vector b1 = *reinterpret_cast<const Vector*>(b + k * kCols + kLanes);
 #pragma GCC unroll 6
     for (int64_t r = 0; r < kRows; ++r) {
-      const Vector x = Vector{} + a[k * kRows + r];
+      const float x = a[k * kRows + r];
       sums[r][0] += x * b0;
       sums[r][1] += x * b1;
     }
   }
-}
-
-/// Where a block's sums go: float32 rows, with the base that the first block of K starts from.
-struct Target {
-  float* data;
-  int64_t stride;
-  bool add;
-};
-
-void compute_tile(const float* a, const float* b, int64_t depth, const Target& to, int64_t rows,
-                  int64_t cols) {
-  Vector sums[kRows][2];
-  multiply_panels(a, b, depth, sums);
-  if (rows == kRows && cols == kCols) {
-    for (int64_t r = 0; r < kRows; ++r) {
-      for (int64_t h = 0; h < 2; ++h) {
-        auto* c = reinterpret_cast<UnalignedVector*>(to.data + r * to.stride + h * kLanes);
-        *c = to.add ? *c + sums[r][h] : sums[r][h];
-      }
-    }
-    return;
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t j = 0; j < cols; ++j) {
-      float& c = to.data[r * to.stride + j];
-      const float sum = sums[r][j / kLanes][j % kLanes];
-      c = to.add ? c + sum : sum;
-    }
+#pragma GCC unroll 6
+  for (int64_t r = 0; r < kRows; ++r) {
+    *reinterpret_cast<Vector*>(tile + r * kCols) = sums[r][0];
+    *reinterpret_cast<Vector*>(tile + r * kCols + kLanes) = sums[r][1];
   }
 }
 
@@ -103,104 +88,127 @@ class PackedGemm {
   explicit PackedGemm(const GemmArgs& args)
       : args_(args),
         direct_(sizeof(T) == sizeof(float) || args.c_is_accumulate_dtype),
-        block_(args.n < kBlockCols ? args.n : kBlockCols) {}
+        block_rows_(args.m < kBlockRows ? args.m : kBlockRows),
+        block_cols_(args.n < kBlockCols ? args.n : kBlockCols) {}
 
   void run() {
-    const int64_t b_size = kDepth * round_up(block_, kCols);
-    const int64_t c_size = direct_ ? 0 : args_.m * block_;
-    const ScratchLease scratch(static_cast<size_t>(b_size + c_size) * sizeof(float));
-    b_panels_ = static_cast<float*>(scratch.data());
+    const int64_t a_size = kDepth * round_up(block_rows_, kRows);
+    const int64_t b_size = kDepth * round_up(block_cols_, kCols);
+    const int64_t c_size = direct_ ? 0 : block_rows_ * block_cols_;
+    const int64_t aligned = round_up(a_size, kLanes);
+    const ScratchLease scratch(static_cast<size_t>(aligned + b_size + c_size) * sizeof(float));
+    a_panels_ = static_cast<float*>(scratch.data());
+    b_panels_ = a_panels_ + aligned;
     sums_ = b_panels_ + b_size;
 #pragma omp parallel if (args_.m * args_.n * args_.k > kParallelElements)
-    for (int64_t j0 = 0; j0 < args_.n; j0 += block_) {
-      const int64_t cols = j0 + block_ < args_.n ? block_ : args_.n - j0;
-      start(j0, cols);
-      for (int64_t k0 = 0; k0 < args_.k; k0 += kDepth) {
-        const int64_t depth = k0 + kDepth < args_.k ? kDepth : args_.k - k0;
-        pack_b(j0, cols, k0, depth);
-        multiply(j0, cols, k0, depth);
+    for (int64_t i0 = 0; i0 < args_.m; i0 += block_rows_) {
+      for (int64_t j0 = 0; j0 < args_.n; j0 += block_cols_) {
+        const Block block{i0, j0, i0 + block_rows_ < args_.m ? block_rows_ : args_.m - i0,
+                          j0 + block_cols_ < args_.n ? block_cols_ : args_.n - j0};
+        start(block);
+        for (int64_t k0 = 0; k0 < args_.k; k0 += kDepth) {
+          const int64_t depth = k0 + kDepth < args_.k ? kDepth : args_.k - k0;
+          pack_panels(block, k0, depth);
+          multiply(block, k0, depth);
+        }
+        if (!direct_) finish(block);
       }
-      if (!direct_) finish(j0, cols);
     }
   }
 
  private:
-  float* sums(int64_t i, int64_t j0) const {
-    return direct_ ? ptr<float>(args_.c) + i * args_.ldc + j0 : sums_ + i * block_;
+  struct Block {
+    int64_t i0, j0, rows, cols;
+  };
+
+  /// Row i of the block's float32 sums: C itself where it can hold them.
+  float* sums(const Block& block, int64_t i) const {
+    return direct_ ? ptr<float>(args_.c) + (block.i0 + i) * args_.ldc + block.j0
+                   : sums_ + i * block_cols_;
   }
   /// Whether sums start from something that `start` put there.
   bool has_base() const { return args_.bias || args_.accumulate || args_.k == 0; }
 
   // Each of the following is shared out over the threads of the team and ends with a barrier.
 
-  void start(int64_t j0, int64_t cols) {
+  void start(const Block& block) {
     if (!has_base() || (direct_ && args_.accumulate)) return;
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < args_.m; ++i) {
-      float* to = sums(i, j0);
-      for (int64_t j = 0; j < cols; ++j) {
-        to[j] = args_.accumulate ? to_float(ptr<T>(args_.c)[i * args_.ldc + j0 + j])
-                : args_.bias     ? to_float(ptr<T>(args_.bias)[j0 + j])
+    for (int64_t i = 0; i < block.rows; ++i) {
+      float* to = sums(block, i);
+      const int64_t at = (block.i0 + i) * args_.ldc + block.j0;
+      for (int64_t j = 0; j < block.cols; ++j) {
+        to[j] = args_.accumulate ? to_float(ptr<T>(args_.c)[at + j])
+                : args_.bias     ? to_float(ptr<T>(args_.bias)[block.j0 + j])
                                  : 0.0f;
       }
     }
   }
 
-  void pack_b(int64_t j0, int64_t cols, int64_t k0, int64_t depth) {
-    const int64_t stride = args_.transpose_b ? args_.ldb : 1;
-    const int64_t depth_stride = args_.transpose_b ? 1 : args_.ldb;
+  void pack_panels(const Block& block, int64_t k0, int64_t depth) {
+    const int64_t a_stride = args_.transpose_a ? 1 : args_.lda;
+    const int64_t a_depth = args_.transpose_a ? args_.lda : 1;
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < block.rows; i += kRows) {
+      const int64_t count = i + kRows < block.rows ? kRows : block.rows - i;
+      pack(ptr<T>(args_.a) + (block.i0 + i) * a_stride + k0 * a_depth, a_stride, a_depth, count,
+           kRows, depth, a_panels_ + i * kDepth);
+    }
+    const int64_t b_stride = args_.transpose_b ? args_.ldb : 1;
+    const int64_t b_depth = args_.transpose_b ? 1 : args_.ldb;
 #pragma omp for schedule(static)
-    for (int64_t j = 0; j < cols; j += kCols) {
-      const int64_t count = j + kCols < cols ? kCols : cols - j;
-      pack(ptr<T>(args_.b) + (j0 + j) * stride + k0 * depth_stride, stride, depth_stride, count,
+    for (int64_t j = 0; j < block.cols; j += kCols) {
+      const int64_t count = j + kCols < block.cols ? kCols : block.cols - j;
+      pack(ptr<T>(args_.b) + (block.j0 + j) * b_stride + k0 * b_depth, b_stride, b_depth, count,
            kCols, depth, b_panels_ + j * kDepth);
     }
   }
 
-  void multiply(int64_t j0, int64_t cols, int64_t k0, int64_t depth) {
-    const int64_t stride = args_.transpose_a ? 1 : args_.lda;
-    const int64_t depth_stride = args_.transpose_a ? args_.lda : 1;
-    const int64_t task_cols = kTaskPanels * kCols;
-    const int64_t row_blocks = (args_.m + kBlockRows - 1) / kBlockRows;
-    const int64_t col_blocks = (cols + task_cols - 1) / task_cols;
-    alignas(64) float a_panels[kBlockRows * kDepth];
-    int64_t packed = -1;
+  void multiply(const Block& block, int64_t k0, int64_t depth) {
+    const int64_t row_tasks = (block.rows + kTaskRows - 1) / kTaskRows;
+    const int64_t col_tasks = (block.cols + kTaskCols - 1) / kTaskCols;
+    const bool add = k0 > 0 || has_base();
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < row_blocks * col_blocks; ++task) {
-      const int64_t i0 = task / col_blocks * kBlockRows, first = task % col_blocks * task_cols;
-      const int64_t rows = i0 + kBlockRows < args_.m ? kBlockRows : args_.m - i0;
-      if (packed != i0) {
-        for (int64_t i = 0; i < rows; i += kRows) {
-          const int64_t count = i + kRows < rows ? kRows : rows - i;
-          pack(ptr<T>(args_.a) + (i0 + i) * stride + k0 * depth_stride, stride, depth_stride, count,
-               kRows, depth, a_panels + i * kDepth);
-        }
-        packed = i0;
-      }
-      const int64_t last = first + task_cols < cols ? first + task_cols : cols;
-      for (int64_t j = first; j < last; j += kCols) {
-        for (int64_t i = 0; i < rows; i += kRows) {
-          const Target to{sums(i0 + i, j0) + j, direct_ ? args_.ldc : block_, k0 > 0 || has_base()};
-          compute_tile(a_panels + i * kDepth, b_panels_ + j * kDepth, depth, to,
-                       i + kRows < rows ? kRows : rows - i, j + kCols < cols ? kCols : cols - j);
+    for (int64_t task = 0; task < row_tasks * col_tasks; ++task) {
+      const int64_t i0 = task / col_tasks * kTaskRows, j0 = task % col_tasks * kTaskCols;
+      const int64_t i1 = i0 + kTaskRows < block.rows ? i0 + kTaskRows : block.rows;
+      const int64_t j1 = j0 + kTaskCols < block.cols ? j0 + kTaskCols : block.cols;
+      for (int64_t j = j0; j < j1; j += kCols) {
+        const int64_t cols = j + kCols < j1 ? kCols : j1 - j;
+        for (int64_t i = i0; i < i1; i += kRows) {
+          alignas(64) float tile[kRows * kCols];
+          multiply_panels(a_panels_ + i * kDepth, b_panels_ + j * kDepth, depth, tile);
+          const int64_t rows = i + kRows < i1 ? kRows : i1 - i;
+          for (int64_t r = 0; r < rows; ++r) {
+            float* c = sums(block, i + r) + j;
+            const float* from = tile + r * kCols;
+            if (add) {
+#pragma omp simd
+              for (int64_t n = 0; n < cols; ++n) c[n] += from[n];
+            } else {
+#pragma omp simd
+              for (int64_t n = 0; n < cols; ++n) c[n] = from[n];
+            }
+          }
         }
       }
     }
   }
 
-  void finish(int64_t j0, int64_t cols) {
+  void finish(const Block& block) {
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < args_.m; ++i) {
-      const float* from = sums(i, j0);
-      T* to = ptr<T>(args_.c) + i * args_.ldc + j0;
+    for (int64_t i = 0; i < block.rows; ++i) {
+      const float* from = sums(block, i);
+      T* to = ptr<T>(args_.c) + (block.i0 + i) * args_.ldc + block.j0;
 #pragma omp simd
-      for (int64_t j = 0; j < cols; ++j) to[j] = from_float<T>(from[j]);
+      for (int64_t j = 0; j < block.cols; ++j) to[j] = from_float<T>(from[j]);
     }
   }
 
   const GemmArgs& args_;
-  const bool direct_;    // sums go to C itself
-  const int64_t block_;  // columns per pass
+  const bool direct_;
+  const int64_t block_rows_, block_cols_;
+  float* a_panels_ = nullptr;
   float* b_panels_ = nullptr;
   float* sums_ = nullptr;
 };

@@ -6,7 +6,6 @@
 #include <cstring>
 #include <mutex>
 
-#include "heirloom/core/arena.h"
 #include "heirloom/core/error.h"
 #include "heirloom/kernels/roofs.h"
 #include "kernels/reference/activation.hpp"
@@ -34,6 +33,7 @@ void register_gemm_onednn();
   void register_cross_entropy();                          \
   void register_elementwise();                            \
   void register_embedding();                              \
+  void register_gemm_packed();                            \
   void register_head_split();                             \
   void register_linear_rows();                            \
   void register_norm();                                   \
@@ -48,6 +48,7 @@ void register_gemm_onednn();
     register_cross_entropy();                             \
     register_elementwise();                               \
     register_embedding();                                 \
+    register_gemm_packed();                               \
     register_head_split();                                \
     register_linear_rows();                               \
     register_norm();                                      \
@@ -146,11 +147,13 @@ double cpu_flops_roof(Dtype dtype) {
 
 double cpu_read_roof() {
   constexpr int64_t kBytes = 256 << 20;
-  const HostMemory memory(kBytes);
-  std::memset(memory.data(), 1, static_cast<size_t>(kBytes));
-  const float* data = reinterpret_cast<const float*>(memory.data());
-  return chosen_isa() == Isa::kAvx512 ? cpu::avx512::measure_read(data, kBytes / 4)
-                                      : cpu::avx2::measure_read(data, kBytes / 4);
+  float* data = static_cast<float*>(std::aligned_alloc(2 << 20, kBytes));
+  if (data == nullptr) return 0;
+  std::memset(data, 1, kBytes);
+  const double rate = chosen_isa() == Isa::kAvx512 ? cpu::avx512::measure_read(data, kBytes / 4)
+                                                   : cpu::avx2::measure_read(data, kBytes / 4);
+  std::free(data);
+  return rate;
 }
 
 }  // namespace heirloom

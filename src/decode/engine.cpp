@@ -2,8 +2,8 @@
 #include "heirloom/decode/engine.h"
 
 #include <chrono>
-#include <fstream>
 
+#include "heirloom/core/memory.h"
 #include "heirloom/core/rng.h"
 
 namespace heirloom {
@@ -15,20 +15,12 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-int64_t free_memory() {
-  std::ifstream in("/proc/meminfo");
-  for (std::string line; std::getline(in, line);) {
-    if (line.starts_with("MemAvailable:")) return std::stoll(line.substr(13)) * 1024;
-  }
-  return int64_t{1} << 30;
-}
-
 int64_t cache_blocks(const Transformer& model, const EngineOptions& options) {
   const int64_t block = PagedKvCache::block_bytes(model.layout(), model.dtype());
   if (options.cache_bytes > 0) return std::max<int64_t>(1, options.cache_bytes / block);
   const int64_t wanted =
       options.max_sequences * PagedKvCache::blocks_for(std::max<int64_t>(options.max_tokens, 1));
-  return std::max<int64_t>(1, std::min(wanted, free_memory() / 2 / block));
+  return std::max<int64_t>(1, std::min(wanted, available_memory() / 2 / block));
 }
 
 }  // namespace

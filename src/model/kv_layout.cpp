@@ -111,9 +111,7 @@ void lay_out_latent(const ModelConfig& config, KvLayout& layout) {
   layout.qk_dim = latent.qk_nope_head_dim + latent.qk_rope_head_dim;
   layout.v_dim = latent.v_head_dim;
   const int64_t rank = latent.kv_lora_rank;
-  const bool shares = config.kv_sharing.scheme == "skipv1" && layout.layers > 1;
-  const int64_t inherited =
-      shares ? std::llround(static_cast<double>(rank) * config.kv_sharing.ratio) : 0;
+  const int64_t inherited = inherited_latent_rank(config);
   int64_t shared_stream = -1;
   const auto add = [&](int64_t layer, StreamKind kind, int64_t width, bool shared) {
     KvStream stream{layer, kind, {0}, width, width, shared, {layer}};

@@ -267,4 +267,9 @@ std::string describe(const KvSource& source) {
   return "?";
 }
 
+int64_t inherited_latent_rank(const ModelConfig& config) {
+  if (config.kv_sharing.scheme != "skipv1" || config.num_hidden_layers == 1) return 0;
+  return std::llround(static_cast<double>(config.latent.kv_lora_rank) * config.kv_sharing.ratio);
+}
+
 }  // namespace heirloom

@@ -3,42 +3,17 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <cstring>
 #include <queue>
 
 #include "heirloom/core/error.h"
 #include "unicode.h"
+#include "word_cache.h"
 
 namespace heirloom::tokenizer {
 namespace {
 
 // Up to this many symbols a scan for the lowest rank beats a heap.
 constexpr size_t kShortWord = 48;
-
-/// Direct-mapped: a word has one place, and a later word with the same place replaces it.
-struct WordCache {
-  static constexpr size_t kSlots = 1 << 15;
-  static constexpr size_t kWordBytes = 30;
-  static constexpr size_t kIds = 8;
-  struct Slot {
-    uint8_t bytes = 0;  // 0: empty
-    uint8_t count = 0;
-    char word[kWordBytes];
-    int32_t ids[kIds];
-  };
-  uint64_t stamp = 0;
-  std::vector<Slot> slots;
-};
-
-WordCache& word_cache(uint64_t stamp) {
-  thread_local WordCache cache;
-  if (cache.stamp != stamp) {
-    cache.slots.assign(WordCache::kSlots, {});
-    cache.stamp = stamp;
-  }
-  return cache;
-}
 
 }  // namespace
 
@@ -71,6 +46,16 @@ std::optional<int32_t> Vocabulary::find(std::string_view token) const {
   const auto it = ids_.find(token);
   if (it == ids_.end()) return std::nullopt;
   return it->second;
+}
+
+bool Vocabulary::words_start_with_space() const {
+  if (!find(kSpaceSymbol)) return false;
+  for (const std::string& token : tokens_) {
+    size_t chunks = 0;
+    for_each_space_chunk(token, [&](std::string_view) { ++chunks; });
+    if (chunks > 1) return false;
+  }
+  return true;
 }
 
 void Vocabulary::rename(int32_t id, std::string token) {
@@ -117,9 +102,10 @@ void BpeModel::add_merge(std::string_view left, std::string_view right, const st
 }
 
 void BpeModel::finish() {
-  static std::atomic<uint64_t> models{0};
-  stamp_ = ++models;
+  stamp_ = new_cache_stamp();
   if (table_.empty()) table_.resize(1);
+  cut_at_spaces_ =
+      !options_.bytes && !options_.ignore_merges && vocabulary_.words_start_with_space();
 }
 
 const BpeModel::Merge* BpeModel::find_merge(int32_t left, int32_t right) const {
@@ -135,22 +121,17 @@ const BpeModel::Merge* BpeModel::find_merge(int32_t left, int32_t right) const {
 }
 
 void BpeModel::encode(std::string_view word, std::vector<int32_t>& ids) const {
-  if (word.empty()) return;
-  if (word.size() > WordCache::kWordBytes) return encode_uncached(word, ids);
-  WordCache& cache = word_cache(stamp_);
-  auto& slot = cache.slots[hash_bytes(word) & (WordCache::kSlots - 1)];
-  if (slot.bytes == word.size() && std::memcmp(slot.word, word.data(), word.size()) == 0) {
-    ids.insert(ids.end(), slot.ids, slot.ids + slot.count);
-    return;
+  WordCache& cache = WordCache::of_thread(stamp_);
+  const auto append = [&](std::string_view chunk) {
+    cache.append(chunk, ids, [this](std::string_view text, std::vector<int32_t>& out) {
+      encode_uncached(text, out);
+    });
+  };
+  if (cut_at_spaces_) {
+    for_each_space_chunk(word, append);
+  } else {
+    append(word);
   }
-  const size_t from = ids.size();
-  encode_uncached(word, ids);
-  const size_t count = ids.size() - from;
-  if (count > WordCache::kIds) return;
-  slot.bytes = static_cast<uint8_t>(word.size());
-  slot.count = static_cast<uint8_t>(count);
-  std::memcpy(slot.word, word.data(), word.size());
-  std::copy(ids.begin() + static_cast<std::ptrdiff_t>(from), ids.end(), slot.ids);
 }
 
 void BpeModel::encode_uncached(std::string_view word, std::vector<int32_t>& ids) const {

@@ -24,6 +24,9 @@ class Vocabulary {
   const std::string& text(int32_t id) const { return tokens_[static_cast<size_t>(id)]; }
   /// The largest id plus one.
   int64_t size() const { return static_cast<int64_t>(tokens_.size()); }
+  /// True when the space symbol is a token and no token has it behind another character: then no
+  /// merge reaches across the start of a word, and words can be encoded one by one.
+  bool words_start_with_space() const;
   /// Gives `id` another spelling; the old one keeps finding it.
   void rename(int32_t id, std::string token);
 
@@ -85,7 +88,8 @@ class BpeModel {
       byte_ids_;  ///< of the 256 bytes (byte mode) or of <0x00>..<0xFF> (fallback); -1: none
   std::vector<Merge> table_;  ///< open addressing, a power of two
   int64_t merge_count_ = 0;
-  uint64_t stamp_ = 0;  ///< tells the thread-local cache which model its entries belong to
+  uint64_t stamp_ = 0;  ///< of the thread-local WordCache
+  bool cut_at_spaces_ = false;
 };
 
 }  // namespace heirloom::tokenizer

@@ -10,11 +10,10 @@
 
 #include "heirloom/core/error.h"
 #include "unicode.h"
+#include "word_cache.h"
 
 namespace heirloom::tokenizer {
 namespace {
-
-constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581
 
 /// Walks the fields of one protobuf message.
 class Message {
@@ -149,6 +148,8 @@ SentencePieceModel::SentencePieceModel(std::string_view file, const std::string&
       byte_ids_[byte] = id;
     }
   }
+  stamp_ = new_cache_stamp();
+  cut_at_spaces_ = vocabulary_.words_start_with_space();
 }
 
 void SentencePieceModel::read_trainer_spec(std::string_view message, const std::string& origin) {
@@ -259,7 +260,8 @@ std::string SentencePieceModel::normalize(std::string_view text) const {
   return out;
 }
 
-void SentencePieceModel::emit(std::string_view piece, std::vector<int32_t>& ids) const {
+void SentencePieceModel::emit(std::string_view piece, size_t from,
+                              std::vector<int32_t>& ids) const {
   const auto id = vocabulary_.find(piece);
   const bool is_text =
       id && (type(*id) == PieceType::kNormal || type(*id) == PieceType::kUserDefined ||
@@ -271,12 +273,23 @@ void SentencePieceModel::emit(std::string_view piece, std::vector<int32_t>& ids)
       const int32_t byte = byte_ids_[static_cast<uint8_t>(c)];
       if (byte >= 0) ids.push_back(byte);
     }
-  } else if (unk_ && (ids.empty() || ids.back() != *unk_)) {
+  } else if (unk_ && (ids.size() == from || ids.back() != *unk_)) {
     ids.push_back(*unk_);
   }
 }
 
 void SentencePieceModel::encode(std::string_view text, std::vector<int32_t>& ids) const {
+  const std::string normal = normalize(text);
+  if (!cut_at_spaces_) return encode_normal(normal, ids);
+  WordCache& cache = WordCache::of_thread(stamp_);
+  for_each_space_chunk(normal, [&](std::string_view chunk) {
+    cache.append(chunk, ids, [this](std::string_view word, std::vector<int32_t>& out) {
+      encode_normal(word, out);
+    });
+  });
+}
+
+void SentencePieceModel::encode_normal(std::string_view normal, std::vector<int32_t>& ids) const {
   constexpr int64_t kNone = -1;
   struct Symbol {
     size_t begin, size;  // size 0: merged into its left neighbour
@@ -291,10 +304,9 @@ void SentencePieceModel::encode(std::string_view text, std::vector<int32_t>& ids
       return score != other.score ? score < other.score : left > other.left;
     }
   };
-  const std::string normal = normalize(text);
   std::vector<Symbol> symbols;
   for (size_t at = 0; at < normal.size();) {
-    const auto rest = std::string_view(normal).substr(at);
+    const auto rest = normal.substr(at);
     int32_t id;
     const size_t defined = user_defined_.longest(rest, id);
     const size_t n =
@@ -304,9 +316,7 @@ void SentencePieceModel::encode(std::string_view text, std::vector<int32_t>& ids
     at += n;
   }
   const auto symbol = [&](int64_t i) -> Symbol& { return symbols[static_cast<size_t>(i)]; };
-  const auto view = [&](size_t begin, size_t size) {
-    return std::string_view(normal).substr(begin, size);
-  };
+  const auto view = [&](size_t begin, size_t size) { return normal.substr(begin, size); };
   std::vector<Candidate> candidates;
   // Pieces of type "unused" take part in merging but are split again at the end: what they were
   // made of.
@@ -342,6 +352,7 @@ void SentencePieceModel::encode(std::string_view text, std::vector<int32_t>& ids
     if (const auto c = candidate(left.previous, top.left)) queue.push(*c);
     if (const auto c = candidate(top.left, left.next)) queue.push(*c);
   }
+  const size_t from = ids.size();
   std::vector<std::string_view> pending;
   for (const Symbol& s : symbols) {
     if (s.size == 0) continue;
@@ -355,7 +366,7 @@ void SentencePieceModel::encode(std::string_view text, std::vector<int32_t>& ids
         pending.push_back(it->second.second);
         pending.push_back(it->second.first);
       } else {
-        emit(piece, ids);
+        emit(piece, from, ids);
       }
     }
   }

@@ -39,7 +39,9 @@ class SentencePieceModel {
   std::string normalize(std::string_view text) const;
   /// What the front of `text` becomes, and how many bytes of it that covers.
   std::string_view normalize_prefix(std::string_view text, size_t& consumed) const;
-  void emit(std::string_view piece, std::vector<int32_t>& ids) const;
+  void encode_normal(std::string_view normal, std::vector<int32_t>& ids) const;
+  /// `from`: where this text's ids start (unknown pieces next to each other are one).
+  void emit(std::string_view piece, size_t from, std::vector<int32_t>& ids) const;
 
   Vocabulary vocabulary_;
   std::vector<float> scores_;
@@ -54,6 +56,8 @@ class SentencePieceModel {
   bool remove_extra_whitespaces_ = true;
   bool escape_whitespaces_ = true;
   bool byte_fallback_ = false;
+  uint64_t stamp_ = 0;  ///< of the thread-local WordCache
+  bool cut_at_spaces_ = false;
 };
 
 }  // namespace heirloom::tokenizer

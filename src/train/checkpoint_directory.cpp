@@ -122,7 +122,9 @@ fs::path save_checkpoint(const fs::path& run, int64_t step, const CheckpointCont
                           dump_json({{"step", step}, {"files", files}}, 2) + "\n");
   });
   if (keep > 0) {
-    const std::vector<fs::path> all = list_checkpoints(run);
+    std::vector<fs::path> all = list_checkpoints(run);
+    // Those of later steps are damaged, or this run would not stand here: they must not push sound ones out.
+    std::erase_if(all, [&](const fs::path& path) { return path > target; });
     for (size_t i = static_cast<size_t>(keep); i < all.size(); ++i) {
       // Renamed first, so that a removal cut short leaves no half checkpoint under a checkpoint's
       // name.

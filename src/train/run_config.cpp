@@ -276,6 +276,9 @@ void apply_setting(Json& json, const std::string& setting) {
   } catch (const FormatError&) {
     value = text;
   }
+  if (!json.is_object() && !json.is_null()) {
+    throw_error<ConfigError>("[--set] expected a config that is an object; got {}", quote_json(json));
+  }
   Json* at = &json;
   std::string path = setting.substr(0, equals);
   for (size_t dot; (dot = path.find('.')) != std::string::npos; path = path.substr(dot + 1)) {

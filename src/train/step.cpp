@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "heirloom/train/step.h"
 
-#include <fstream>
-#include <sstream>
-
 #include "heirloom/train/optimizer.h"
 
 namespace heirloom {
@@ -13,12 +10,6 @@ namespace {
 /// and scratch, the page tables and read buffers of data files. Measured as the difference between
 /// peak residency and plan over the presets, rounded up.
 constexpr int64_t kRuntimeBytes = 16 << 20;
-
-int64_t read_number(const char* path) {
-  std::ifstream in(path);
-  int64_t n = -1;
-  return in >> n ? n : -1;
-}
 
 std::string gib(int64_t bytes) {
   return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30));
@@ -138,18 +129,6 @@ StepPlan plan_step(const RunConfig& config, int64_t micro_batch_size) {
   m.tables = model.rope_table_bytes();
   m.runtime = kRuntimeBytes;
   return plan;
-}
-
-int64_t available_memory() {
-  int64_t available = INT64_MAX;
-  std::ifstream in("/proc/meminfo");
-  for (std::string line; std::getline(in, line);) {
-    if (line.starts_with("MemAvailable:")) available = std::stoll(line.substr(13)) * 1024;
-  }
-  const int64_t limit = read_number("/sys/fs/cgroup/memory.max"),
-                used = read_number("/sys/fs/cgroup/memory.current");
-  if (limit > 0 && used >= 0) available = std::min(available, limit - used);
-  return available;
 }
 
 void check_memory(const RunConfig& config, const StepPlan& plan, int64_t limit) {

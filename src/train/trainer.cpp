@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "heirloom/core/log.h"
+#include "heirloom/core/memory.h"
 #include "heirloom/core/rng.h"
 #include "heirloom/data/batch_order.h"
 #include "heirloom/report/metrics_log.h"
@@ -40,8 +41,13 @@ void check_same_run(Json saved, Json now, const fs::path& checkpoint) {
                            const std::string& path) -> void {
     if (a == b) return;
     if (a.is_object() && b.is_object()) {
-      for (const auto& [key, value] : b.items()) {
-        self(self, a.contains(key) ? a[key] : Json(), value, path.empty() ? key : path + "." + key);
+      const auto under = [&](const std::string& key) {
+        return path.empty() ? key : path + "." + key;
+      };
+      for (const auto& [key, value] : b.items())
+        self(self, a.contains(key) ? a[key] : Json(), value, under(key));
+      for (const auto& [key, value] : a.items()) {
+        if (!b.contains(key)) self(self, value, Json(), under(key));
       }
       return;
     }

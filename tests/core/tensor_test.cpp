@@ -204,11 +204,13 @@ std::string message(Body body) {
 }
 
 TEST(Errors, TextsAndClasses) {
-  EXPECT_EQ(message<ConfigError>([] { throw_error<ConfigError>("[x] expected {}; got {}", 1, "b"); }),
-            "[x] expected 1; got b");
+  EXPECT_EQ(
+      message<ConfigError>([] { throw_error<ConfigError>("[x] expected {}; got {}", 1, "b"); }),
+      "[x] expected 1; got b");
   const int64_t k = -3;
-  EXPECT_EQ(message<ArgumentError>([&] { HEIRLOOM_CHECK(k > 0, "[gemm] expected k > 0; got {}", k); }),
-            "[gemm] expected k > 0; got -3");
+  EXPECT_EQ(
+      message<ArgumentError>([&] { HEIRLOOM_CHECK(k > 0, "[gemm] expected k > 0; got {}", k); }),
+      "[gemm] expected k > 0; got -3");
   const std::string defect = message<InternalError>([&] { HEIRLOOM_ASSERT(k == 3); });
   EXPECT_NE(defect.find("k == 3 does not hold at"), std::string::npos) << defect;
   EXPECT_NE(defect.find("tensor_test.cpp"), std::string::npos) << defect;
@@ -219,7 +221,8 @@ TEST(Errors, TextsAndClasses) {
     float data[6] = {};
     Tensor(data, {2, 3}, Dtype::kFloat32).reshape({7});
   });
-  EXPECT_EQ(shape, "[reshape] expected a contiguous tensor of 7 elements; got (2, 3) with row stride 3");
+  EXPECT_EQ(shape,
+            "[reshape] expected a contiguous tensor of 7 elements; got (2, 3) with row stride 3");
 }
 
 TEST(Log, GoesToTheSinkOnly) {

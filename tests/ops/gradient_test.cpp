@@ -27,8 +27,9 @@ TEST(Gradient, Linear) {
   c.inputs = {leaf({5, 3}, 1)};
   c.parameters = {leaf({4, 3}, 2), leaf({4}, 3)};
   c.graph = [](Context& context, const Leaves& l) {
-    return Variables{linear(context, l.inputs[0], l.parameters[0], &l.parameters[1]),
-                     linear(context, l.inputs[0], l.parameters[0], nullptr)};  // the weight's gradient adds up
+    return Variables{
+        linear(context, l.inputs[0], l.parameters[0], &l.parameters[1]),
+        linear(context, l.inputs[0], l.parameters[0], nullptr)};  // the weight's gradient adds up
   };
   check(c, "linear");
   c.parameters[0].wanted = c.parameters[1].wanted = false;
@@ -42,8 +43,10 @@ TEST(Linear, RefusesWhatDoesNotFit) {
   Arena arena(Device{});
   Context context{arena};
   const Parameter weight{arena.allocate({4, 3}, Dtype::kFloat32), {}};
-  EXPECT_THROW(linear(context, {arena.allocate({2, 4}, Dtype::kFloat32)}, weight, nullptr), ArgumentError);
-  EXPECT_THROW(linear(context, {arena.allocate({2, 3}, Dtype::kBFloat16)}, weight, nullptr), ArgumentError);
+  EXPECT_THROW(linear(context, {arena.allocate({2, 4}, Dtype::kFloat32)}, weight, nullptr),
+               ArgumentError);
+  EXPECT_THROW(linear(context, {arena.allocate({2, 3}, Dtype::kBFloat16)}, weight, nullptr),
+               ArgumentError);
 }
 
 TEST(Gradient, AddNorm) {
@@ -59,8 +62,9 @@ TEST(Gradient, AddNorm) {
           if (with_bias) c.parameters.push_back(leaf({6}, 4));
           for (Leaf& p : c.parameters) p.wanted = !frozen;
           c.graph = [=](Context& context, const Leaves& l) {
-            const AddNorm out = add_norm(context, l.inputs[0], with_delta ? l.inputs[1] : Variable(), kind,
-                                         l.parameters[0], with_bias ? &l.parameters[1] : nullptr, 1e-5);
+            const AddNorm out =
+                add_norm(context, l.inputs[0], with_delta ? l.inputs[1] : Variable(), kind,
+                         l.parameters[0], with_bias ? &l.parameters[1] : nullptr, 1e-5);
             return Variables{out.residual, out.y};
           };
           const std::string what = std::string(kind == NormKind::kRms ? "rms" : "layer") +
@@ -69,8 +73,12 @@ TEST(Gradient, AddNorm) {
           check(c, what);
           // Only the branch, only the residual: the other gradient never arrives.
           Case branch = c, residual = c;
-          branch.graph = [g = c.graph](Context& context, const Leaves& l) { return Variables{g(context, l)[1]}; };
-          residual.graph = [g = c.graph](Context& context, const Leaves& l) { return Variables{g(context, l)[0]}; };
+          branch.graph = [g = c.graph](Context& context, const Leaves& l) {
+            return Variables{g(context, l)[1]};
+          };
+          residual.graph = [g = c.graph](Context& context, const Leaves& l) {
+            return Variables{g(context, l)[0]};
+          };
           check(branch, what + ", branch only");
           if (with_delta) expect_gradients(residual, what + ", residual only");
         }
@@ -82,23 +90,39 @@ TEST(Gradient, AddNorm) {
 // The gradient of the norm is written in place on what flows past it, and goes to both operands of the sum: they must come apart
 // when more is added to one of them.
 TEST(Gradient, AddNormInPlaceDoesNotLeak) {
-  Case c;
-  c.inputs = {leaf({3, 4}, 1), leaf({3, 4}, 2)};
-  c.parameters = {leaf({4}, 3, 0.3, 1), leaf({4}, 4, 0.3, 1)};
-  c.graph = [](Context& context, const Leaves& l) {
-    const Variable a = dropout(context, l.inputs[0], 0.25, 1), b = dropout(context, l.inputs[1], 0.25, 2);
-    const AddNorm first = add_norm(context, a, b, NormKind::kRms, l.parameters[0], nullptr, 1e-6);
-    const AddNorm second = add_norm(context, first.residual, first.y, NormKind::kRms, l.parameters[1], nullptr, 1e-6);
-    return Variables{add(context, second.residual, b), second.y, add(context, second.residual, second.y), a};
-  };
-  check(c, "chain");
+  for (const int reader : {0, 1, 2}) {
+    Case c;
+    c.inputs = {leaf({3, 4}, 1), leaf({3, 4}, 2)};
+    c.parameters = {leaf({4}, 3, 0.3, 1), leaf({4}, 4, 0.3, 1)};
+    c.graph = [=](Context& context, const Leaves& l) {
+      const Variable a = activation(context, l.inputs[0], ActivationKind::kGelu);
+      const Variable b = activation(context, l.inputs[1], ActivationKind::kGelu);
+      const AddNorm first = add_norm(context, a, b, NormKind::kRms, l.parameters[0], nullptr, 1e-6);
+      const AddNorm second = add_norm(context, first.residual, first.y, NormKind::kRms,
+                                      l.parameters[1], nullptr, 1e-6);
+      // add() hands one tensor to both operands: b still waits for it when the norm's backward runs.
+      switch (reader) {
+        case 0:
+          return Variables{add(context, second.residual, b), second.y};
+        case 1:
+          return Variables{add(context, second.y, b)};
+        default:
+          return Variables{add(context, second.residual, b),
+                           add(context, second.residual, second.y), a};
+      }
+    };
+    check(c, "reader " + std::to_string(reader));
+  }
 }
 
 TEST(Gradient, Activation) {
-  for (const ActivationKind kind : {ActivationKind::kSwiglu, ActivationKind::kGelu, ActivationKind::kGeluTanh}) {
+  for (const ActivationKind kind :
+       {ActivationKind::kSwiglu, ActivationKind::kGelu, ActivationKind::kGeluTanh}) {
     Case c;
     c.inputs = {leaf({3, 8}, 5, 2)};
-    c.graph = [=](Context& context, const Leaves& l) { return Variables{activation(context, l.inputs[0], kind)}; };
+    c.graph = [=](Context& context, const Leaves& l) {
+      return Variables{activation(context, l.inputs[0], kind)};
+    };
     check(c, "activation " + std::to_string(static_cast<int>(kind)));
   }
 }
@@ -107,7 +131,9 @@ TEST(Gradient, Dropout) {
   Case c;
   c.inputs = {leaf({6, 5}, 6)};
   c.dropout = {0, 0, 0, 17, 2, 3};
-  c.graph = [](Context& context, const Leaves& l) { return Variables{dropout(context, l.inputs[0], 0.4, 9)}; };
+  c.graph = [](Context& context, const Leaves& l) {
+    return Variables{dropout(context, l.inputs[0], 0.4, 9)};
+  };
   check(c, "dropout");
   const Values y = run_case(c, Dtype::kFloat64, false).outputs[0];
   const auto zeros = std::count(y.begin(), y.end(), 0.0);
@@ -122,12 +148,15 @@ TEST(Gradient, Dropout) {
     Case half = c;
     half.dropout.first_sequence = 2 + s;
     half.inputs[0].shape = {3, 5};
-    half.inputs[0].values.assign(c.inputs[0].values.begin() + 15 * s, c.inputs[0].values.begin() + 15 * (s + 1));
+    half.inputs[0].values.assign(c.inputs[0].values.begin() + 15 * s,
+                                 c.inputs[0].values.begin() + 15 * (s + 1));
     const Values part = run_case(half, Dtype::kFloat64, false).outputs[0];
     apart.insert(apart.end(), part.begin(), part.end());
   }
   EXPECT_EQ(apart, y);
-  c.graph = [](Context& context, const Leaves& l) { return Variables{dropout(context, l.inputs[0], 0.4, 10)}; };
+  c.graph = [](Context& context, const Leaves& l) {
+    return Variables{dropout(context, l.inputs[0], 0.4, 10)};
+  };
   EXPECT_NE(run_case(c, Dtype::kFloat64, false).outputs[0], y) << "another site, another mask";
 }
 
@@ -151,7 +180,8 @@ TEST(Gradient, CrossEntropyOverSeveralChunks) {
   register_cpu_kernels();
   Values x = random_values(kRows * kWidth, 1, 2), head = random_values(kVocab * kWidth, 2, 2);
   std::vector<int32_t> targets;
-  for (int64_t i = 0; i < kRows; ++i) targets.push_back(i % 5 == 3 ? -1 : static_cast<int32_t>((7 * i) % kVocab));
+  for (int64_t i = 0; i < kRows; ++i)
+    targets.push_back(i % 5 == 3 ? -1 : static_cast<int32_t>((7 * i) % kVocab));
   // Whole chunk ends and one whole chunk's first row unscored.
   targets[0] = targets[kLossChunkRows - 1] = targets[kLossChunkRows] = targets[kRows - 1] = -1;
 
@@ -163,7 +193,8 @@ TEST(Gradient, CrossEntropyOverSeveralChunks) {
     Values gradient(head.size(), 0.0);
     Parameter h{Tensor(head.data(), {kVocab, kWidth}, Dtype::kFloat64), {}};
     if (dhead) h.grad = Tensor(gradient.data(), {kVocab, kWidth}, Dtype::kFloat64);
-    const Variable in{Tensor(x.data(), {kRows, kWidth}, Dtype::kFloat64), tape ? tape->new_slot() : -1};
+    const Variable in{Tensor(x.data(), {kRows, kWidth}, Dtype::kFloat64),
+                      tape ? tape->new_slot() : -1};
     cross_entropy_loss(context, in, h, targets.data(), kScale, nll.data());
     if (tape) {
       tape->backward(context);
@@ -174,20 +205,23 @@ TEST(Gradient, CrossEntropyOverSeveralChunks) {
   };
   Tape tape;
   Values dx, dhead;
-  const std::vector<double> recorded = run(&tape, &dx, &dhead), nll = run(nullptr, nullptr, nullptr);
+  const std::vector<double> recorded = run(&tape, &dx, &dhead),
+                            nll = run(nullptr, nullptr, nullptr);
   EXPECT_EQ(recorded, nll);
   for (int64_t i = 0; i < kRows; ++i) {
     const size_t row = static_cast<size_t>(i);
     double sum = 0, chosen = 0;
     for (int64_t v = 0; v < kVocab; ++v) {
       double z = 0;
-      for (int64_t k = 0; k < kWidth; ++k) z += x[static_cast<size_t>(i * kWidth + k)] * head[static_cast<size_t>(v * kWidth + k)];
+      for (int64_t k = 0; k < kWidth; ++k)
+        z += x[static_cast<size_t>(i * kWidth + k)] * head[static_cast<size_t>(v * kWidth + k)];
       sum += std::exp(z);
       if (v == targets[row]) chosen = z;
     }
     EXPECT_NEAR(nll[row], targets[row] < 0 ? 0.0 : std::log(sum) - chosen, 1e-12) << i;
     if (targets[row] >= 0) continue;
-    for (int64_t k = 0; k < kWidth; ++k) EXPECT_EQ(dx[static_cast<size_t>(i * kWidth + k)], 0.0) << "row " << i;
+    for (int64_t k = 0; k < kWidth; ++k)
+      EXPECT_EQ(dx[static_cast<size_t>(i * kWidth + k)], 0.0) << "row " << i;
   }
   const auto loss = [&] {
     double sum = 0;
@@ -195,9 +229,15 @@ TEST(Gradient, CrossEntropyOverSeveralChunks) {
     return kScale * sum;
   };
   const Values kept_head = head;
-  expect_gradient([&](const Values& at) { head = at; return loss(); }, kept_head, dhead, "head");
+  expect_gradient(
+      [&](const Values& at) {
+        head = at;
+        return loss();
+      },
+      kept_head, dhead, "head");
   head = kept_head;
-  for (const int64_t i : {int64_t{1}, kLossChunkRows - 2, kLossChunkRows + 1, 2 * kLossChunkRows, kRows - 2}) {
+  for (const int64_t i :
+       {int64_t{1}, kLossChunkRows - 2, kLossChunkRows + 1, 2 * kLossChunkRows, kRows - 2}) {
     const auto begin = static_cast<ptrdiff_t>(i * kWidth);
     const Values kept(x.begin() + begin, x.begin() + begin + kWidth);
     expect_gradient(
@@ -219,7 +259,8 @@ TEST(Gradient, CrossEntropyOverSeveralChunks) {
 // Layer 3 owns nothing. So every kind of source is read, slots are written by layer 3 and added to by layers 2 and 1, and two
 // heads of one call meet in one slot.
 constexpr int64_t kDim = 4;
-const std::vector<KvStreamSpec> kStreams = {{4, 4, false}, {4, 4, true}, {8, 4, true}, {4, 4, false}, {4, 4, false}};
+const std::vector<KvStreamSpec> kStreams = {
+    {4, 4, false}, {4, 4, true}, {8, 4, true}, {4, 4, false}, {4, 4, false}};
 
 AttentionSpec layer_spec(int layer, int64_t window) {
   AttentionSpec s;
@@ -288,8 +329,8 @@ class AttentionGraph {
   const std::vector<AttentionSpec>& specs() const { return specs_; }
 
   /// Parameters [0, 2): weights of qk_norm.
-  Variable attend_layer(Context& context, size_t layer, const Variable& merged, const std::deque<Parameter>& parameters,
-                        KvStore& store) const {
+  Variable attend_layer(Context& context, size_t layer, const Variable& merged,
+                        const std::deque<Parameter>& parameters, KvStore& store) const {
     const AttentionSpec& spec = specs_[layer];
     QkNorm norm;
     if (shape_.qk_norm) {
@@ -297,7 +338,8 @@ class AttentionGraph {
       if (!spec.own_keys.empty()) norm.key = &parameters[1];
       norm.eps = 1e-4;
     }
-    const Variable q = split_heads(context, merged, spec, norm, rope(context, merged.value.dtype()), kPositions.data(), store);
+    const Variable q = split_heads(context, merged, spec, norm, rope(context, merged.value.dtype()),
+                                   kPositions.data(), store);
     return attend(context, q, spec, store, 40 + layer);
   }
 
@@ -334,7 +376,8 @@ std::vector<Leaf> qk_norm_weights() { return {leaf({kDim}, 31, 0.3, 1), leaf({kD
 
 Case attention_case(const AttentionGraph& graph, const AttentionShape& shape) {
   Case c;
-  for (size_t l = 0; l < 3; ++l) c.inputs.push_back(leaf({kTokens, graph.specs()[l].merged_width()}, 20 + l));
+  for (size_t l = 0; l < 3; ++l)
+    c.inputs.push_back(leaf({kTokens, graph.specs()[l].merged_width()}, 20 + l));
   c.parameters = qk_norm_weights();
   for (Leaf& p : c.parameters) p.wanted = shape.qk_norm;
   c.dropout = {0, shape.dropout, 0, 5, 0, 5};
@@ -342,7 +385,8 @@ Case attention_case(const AttentionGraph& graph, const AttentionShape& shape) {
     l.stores.push_back(graph.store(l.inputs[0].value.dtype()));
     Variables outputs;
     for (size_t layer = 0; layer < 3; ++layer) {
-      outputs.push_back(graph.attend_layer(context, layer, l.inputs[layer], l.parameters, *l.stores.back()));
+      outputs.push_back(
+          graph.attend_layer(context, layer, l.inputs[layer], l.parameters, *l.stores.back()));
     }
     return outputs;
   };
@@ -357,10 +401,10 @@ TEST(Gradient, AttentionOverSharedStreams) {
                                    {RopeStyle::kHalf, 0, 2, false, 0.3}};
   for (const AttentionShape& shape : shapes) {
     const AttentionGraph graph(shape);
-    check(attention_case(graph, shape), "attention, style " + std::to_string(static_cast<int>(shape.style)) +
-                                            " rotary " + std::to_string(shape.rotary_dim) + " window " +
-                                            std::to_string(shape.window) + (shape.qk_norm ? " qk_norm" : "") +
-                                            (shape.dropout > 0 ? " dropout" : ""));
+    check(attention_case(graph, shape),
+          "attention, style " + std::to_string(static_cast<int>(shape.style)) + " rotary " +
+              std::to_string(shape.rotary_dim) + " window " + std::to_string(shape.window) +
+              (shape.qk_norm ? " qk_norm" : "") + (shape.dropout > 0 ? " dropout" : ""));
   }
 }
 
@@ -372,7 +416,9 @@ TEST(Gradient, AttentionWithSilentReaders) {
   const Case all = attention_case(graph, shape);
   for (const size_t only : {size_t{0}, size_t{1}, size_t{2}}) {
     Case c = all;
-    c.graph = [g = all.graph, only](Context& context, const Leaves& l) { return Variables{g(context, l)[only]}; };
+    c.graph = [g = all.graph, only](Context& context, const Leaves& l) {
+      return Variables{g(context, l)[only]};
+    };
     // Layers past the only one get no gradient at all.
     for (size_t l = 0; l < 3; ++l) c.inputs[l].wanted = l <= only;
     if (only == 2) c.inputs[1].wanted = false;  // nobody after layer 2 reads what it writes
@@ -398,12 +444,14 @@ Case chained_case(const AttentionGraph& graph, bool segments) {
     Variables state = l.inputs;
     for (size_t layer = 0; layer < 3; ++layer) {
       const Parameter* own = &l.parameters[2 + 3 * layer];
-      const auto forward = [&graph, layer, own, store, &all = l.parameters](Context& cx, const Variables& in) {
+      const auto forward = [&graph, layer, own, store, &all = l.parameters](Context& cx,
+                                                                            const Variables& in) {
         const size_t first = 2 + 3 * layer;
         AddNorm norm = add_norm(cx, in[0], in[1], NormKind::kRms, *own, nullptr, 1e-6);
         const Variable merged = linear(cx, norm.y, all[first + 1], nullptr);
         const Variable o = graph.attend_layer(cx, layer, merged, all, *store);
-        return Variables{norm.residual, dropout(cx, linear(cx, o, all[first + 2], nullptr), 0.2, 90 + layer)};
+        return Variables{norm.residual,
+                         dropout(cx, linear(cx, o, all[first + 2], nullptr), 0.2, 90 + layer)};
       };
       state = segments ? segment(context, state, forward) : forward(context, state);
     }
@@ -441,7 +489,8 @@ TEST(Segment, KeepsNothingButItsInputs) {
   Arena stored(Device{DeviceKind::kMeta, 0}), again(Device{DeviceKind::kMeta, 0});
   run_case(chained_case(graph, false), Dtype::kFloat32, true, stored);
   run_case(chained_case(graph, true), Dtype::kFloat32, true, again);
-  EXPECT_LT(plan_memory(again.lifetimes()).floor_bytes, plan_memory(stored.lifetimes()).floor_bytes);
+  EXPECT_LT(plan_memory(again.lifetimes()).floor_bytes,
+            plan_memory(stored.lifetimes()).floor_bytes);
 }
 
 TEST(Segment, WithoutATapeIsTheForwardItself) {
@@ -469,7 +518,9 @@ TEST(SplitHeads, RefusesAnotherWidth) {
   Arena arena(Device{});
   Context context{arena};
   const auto store = graph.store(Dtype::kFloat32);
-  EXPECT_THROW(graph.attend_layer(context, 0, {arena.allocate({kTokens, 31}, Dtype::kFloat32)}, {}, *store), ArgumentError);
+  EXPECT_THROW(
+      graph.attend_layer(context, 0, {arena.allocate({kTokens, 31}, Dtype::kFloat32)}, {}, *store),
+      ArgumentError);
 }
 
 }  // namespace

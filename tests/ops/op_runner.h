@@ -34,9 +34,14 @@ inline void put(const Tensor& t, const Values& values) {
   if (t.data() == nullptr) return;
   for (size_t i = 0; i < values.size(); ++i) {
     switch (t.dtype()) {
-      case Dtype::kFloat64: t.as<double>()[i] = values[i]; break;
-      case Dtype::kBFloat16: t.as<bfloat16>()[i] = bfloat16(static_cast<float>(values[i])); break;
-      default: t.as<float>()[i] = static_cast<float>(values[i]);
+      case Dtype::kFloat64:
+        t.as<double>()[i] = values[i];
+        break;
+      case Dtype::kBFloat16:
+        t.as<bfloat16>()[i] = bfloat16(static_cast<float>(values[i]));
+        break;
+      default:
+        t.as<float>()[i] = static_cast<float>(values[i]);
     }
   }
 }
@@ -47,9 +52,10 @@ inline Values get(const Tensor& t) {
   for (int64_t r = 0; r < t.shape().rows(); ++r) {
     for (int64_t c = 0; c < t.shape().cols(); ++c) {
       const int64_t i = r * t.row_stride() + c;
-      values.push_back(t.dtype() == Dtype::kFloat64    ? t.as<double>()[i]
-                       : t.dtype() == Dtype::kBFloat16 ? static_cast<double>(static_cast<float>(t.as<bfloat16>()[i]))
-                                                       : static_cast<double>(t.as<float>()[i]));
+      values.push_back(t.dtype() == Dtype::kFloat64 ? t.as<double>()[i]
+                       : t.dtype() == Dtype::kBFloat16
+                           ? static_cast<double>(static_cast<float>(t.as<bfloat16>()[i]))
+                           : static_cast<double>(t.as<float>()[i]));
     }
   }
   return values;
@@ -71,8 +77,9 @@ struct Case {
 };
 
 struct Outcome {
-  std::vector<Values> outputs;               ///< in the graph's order
-  std::vector<Values> inputs, parameters;    ///< gradients of sum <cotangent, output>; empty: none arrived
+  std::vector<Values> outputs;  ///< in the graph's order
+  std::vector<Values> inputs,
+      parameters;  ///< gradients of sum <cotangent, output>; empty: none arrived
   int64_t allocations = 0;
 };
 
@@ -86,7 +93,8 @@ inline Outcome run_case(const Case& c, Dtype dtype, bool record, Arena& arena) {
   const auto outside = [&](const Shape& shape, Dtype d, const Values& values) {
     void* data = nullptr;
     if (!meta) {
-      data = memory.emplace_back(static_cast<size_t>(shape.numel() * dtype_size(d)), std::byte{0}).data();
+      data = memory.emplace_back(static_cast<size_t>(shape.numel() * dtype_size(d)), std::byte{0})
+                 .data();
     }
     const Tensor t(data, shape, d, arena.device());
     put(t, values);
@@ -106,7 +114,8 @@ inline Outcome run_case(const Case& c, Dtype dtype, bool record, Arena& arena) {
     }
     std::vector<Variable> inputs;
     for (const Leaf& x : c.inputs) {
-      inputs.push_back({outside(x.shape, dtype, x.values), x.wanted && record ? tape.new_slot() : -1});
+      inputs.push_back(
+          {outside(x.shape, dtype, x.values), x.wanted && record ? tape.new_slot() : -1});
     }
     std::vector<std::shared_ptr<KvStore>> stores;
     std::vector<Variable> outputs = c.graph(context, {inputs, parameters, stores});
@@ -152,7 +161,8 @@ inline void expect_gradients(Case c, const std::string& what) {
     }
     return sum;
   };
-  EXPECT_EQ(recorded.outputs, run_case(c, Dtype::kFloat64, false).outputs) << what << ": a tape changed values";
+  EXPECT_EQ(recorded.outputs, run_case(c, Dtype::kFloat64, false).outputs)
+      << what << ": a tape changed values";
   const auto check = [&](Leaf& x, const Values& gradient, const std::string& name) {
     if (!x.wanted) return;
     const Values kept = x.values;
@@ -164,7 +174,8 @@ inline void expect_gradients(Case c, const std::string& what) {
         kept, gradient, what + " " + name);
     x.values = kept;
   };
-  for (size_t i = 0; i < c.inputs.size(); ++i) check(c.inputs[i], recorded.inputs[i], "input " + std::to_string(i));
+  for (size_t i = 0; i < c.inputs.size(); ++i)
+    check(c.inputs[i], recorded.inputs[i], "input " + std::to_string(i));
   for (size_t i = 0; i < c.parameters.size(); ++i) {
     check(c.parameters[i], recorded.parameters[i], "parameter " + std::to_string(i));
   }

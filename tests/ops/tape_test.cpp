@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "heirloom/ops/tape.h"
 
+#include "heirloom/ops/activation.h"
 #include "heirloom/ops/elementwise.h"
 #include "ops/op_runner.h"
 
@@ -91,7 +92,6 @@ TEST_F(TapeTest, NodesThatNeverRanLetGoToo) {
   EXPECT_EQ(arena_.live_bytes(), 0);
 }
 
-// A diamond: the gradient of add() is one tensor for both operands; what is later added to the one must not reach the other.
 TEST(Fan, OutAndInGradients) {
   Case c;
   c.inputs = {leaf({2, 3}, 1), leaf({2, 3}, 2)};
@@ -103,6 +103,18 @@ TEST(Fan, OutAndInGradients) {
   };
   expect_gradients(c, "diamond");
   expect_plannable(c, Dtype::kFloat32, "diamond");
+}
+
+// add() hands one tensor to both operands; the first operand gets more before the second one reads its own.
+TEST(Fan, WhatIsAddedToOneOperandDoesNotReachTheOther) {
+  Case c;
+  c.inputs = {leaf({2, 3}, 1), leaf({2, 3}, 2)};
+  c.graph = [](Context& context, const Leaves& l) {
+    const Variable b = activation(context, l.inputs[1], ActivationKind::kGelu);
+    const Variable again = activation(context, l.inputs[0], ActivationKind::kGelu);
+    return std::vector<Variable>{add(context, l.inputs[0], b), again};
+  };
+  expect_gradients(c, "aliased");
 }
 
 TEST(Fan, AnOperandWithoutASlotIsLeftAlone) {
@@ -119,7 +131,8 @@ TEST(Fan, AnOperandWithoutASlotIsLeftAlone) {
 TEST(Add, RefusesOtherShapes) {
   Arena arena(Device{});
   Context context{arena};
-  const Tensor a = arena.allocate({2, 3}, Dtype::kFloat32), b = arena.allocate({3, 2}, Dtype::kFloat32);
+  const Tensor a = arena.allocate({2, 3}, Dtype::kFloat32),
+               b = arena.allocate({3, 2}, Dtype::kFloat32);
   EXPECT_THROW(add_into(context, a, b), ArgumentError);
 }
 

@@ -322,6 +322,27 @@ TEST(ByteFallback, UnknownCharactersBecomeBytes) {
   EXPECT_EQ(t.kind(), "BPE with byte fallback");
 }
 
+TEST(ByteFallback, WordByWordEqualsWholeText) {
+  const std::string space = "\xE2\x96\x81";
+  const std::vector<std::string> merges = {
+      "a b", space + " a", space + " " + space, space + "a b", space + space + " ab", "b b"};
+  json file = character_file({space, "a", "b"}, merges);
+  const Tokenizer by_word = load(file);
+  file["model"]["vocab"]["a" + space] = 100;  // now a merge might reach across a word's start
+  const Tokenizer whole = load(file);
+  std::mt19937 random(21);
+  for (int trial = 0; trial < 400; ++trial) {
+    std::string text;
+    Tokens symbols;
+    for (size_t i = random() % 120; i > 0; --i) {
+      symbols.push_back(std::vector<std::string>{space, "a", "b"}[random() % 3]);
+      text += symbols.back();
+    }
+    ASSERT_EQ(by_word.encode(text), whole.encode(text)) << text;
+    ASSERT_EQ(tokens_of(by_word, text), merge_by_definition(symbols, merges)) << text;
+  }
+}
+
 TEST(ByteFallback, WithoutItUnknownIsFusedOrNot) {
   json file = character_file({"<unk>", "a"}, {});
   EXPECT_EQ(tokens_of(load(file), "axxa"), (Tokens{"a", "a"}));

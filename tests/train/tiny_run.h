@@ -12,6 +12,7 @@
 #include "heirloom/report/metrics_log.h"
 #include "heirloom/train/trainer.h"
 #include "io/temporary_directory.h"
+#include "support/numerics.h"
 
 namespace heirloom::test {
 
@@ -33,7 +34,8 @@ inline void write_shard(const fs::path& path, int64_t tokens, uint64_t seed) {
 }
 
 inline Json tiny_model_json() {
-  return Json::parse(R"({"model_type": "heirloom", "vocab_size": 29, "hidden_size": 16, "intermediate_size": 20,
+  return Json::parse(
+      R"({"model_type": "heirloom", "vocab_size": 29, "hidden_size": 16, "intermediate_size": 20,
     "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64, "eos_token_id": 28,
     "kv_sharing": {"scheme": "skipv1"}})");
 }
@@ -60,8 +62,11 @@ inline RunConfig with(Json json, const std::vector<std::string>& settings) {
   return parse_run_config(json, "test");
 }
 
-inline TrainOutcome train_quietly(const RunConfig& config, TrainerOptions options = {}) {
+/// On one thread by default: at this size a second one only waits.
+inline TrainOutcome train_quietly(const RunConfig& config, TrainerOptions options = {},
+                                  int threads = 1) {
   register_cpu_kernels();
+  const ThreadCount count(threads);
   options.quiet = true;
   return train(config, plan_step(config, config.train.micro_batch_size), {}, options);
 }
@@ -118,6 +123,8 @@ std::string problem(Body body) {
   return "";
 }
 
-inline bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+inline bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 }  // namespace heirloom::test

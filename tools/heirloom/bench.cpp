@@ -7,6 +7,7 @@
 
 #include "command.h"
 #include "heirloom/core/error.h"
+#include "heirloom/core/memory.h"
 #include "heirloom/core/rng.h"
 #include "heirloom/decode/engine.h"
 #include "heirloom/kernels/roofs.h"

@@ -7,6 +7,7 @@
 
 #include "command.h"
 #include "heirloom/core/error.h"
+#include "heirloom/core/memory.h"
 #include "heirloom/io/safetensors.h"
 #include "heirloom/kernels/kernel_table.h"
 #include "heirloom/model/config.h"

@@ -4,6 +4,7 @@
 #include "command.h"
 #include "heirloom/core/error.h"
 #include "heirloom/core/log.h"
+#include "heirloom/core/memory.h"
 #include "heirloom/kernels/roofs.h"
 #include "heirloom/train/trainer.h"
 #include "sampling.h"

@@ -47,6 +47,10 @@ struct KvPlan {
 /// which that layer projects itself. Throws ConfigError (layers 1-based in messages).
 KvPlan build_kv_plan(const ModelConfig& config);
 
+/// Latent attention: elements of the latent that every layer after the first inherits from it
+/// (SkipV1); 0 where none.
+int64_t inherited_latent_rank(const ModelConfig& config);
+
 /// A short human name of where heads come from, for tables: "own", "layer 1 head 3", "mean of layer
 /// 1 heads 0, 3", "zero".
 std::string describe(const KvSource& source);

@@ -65,10 +65,6 @@ struct StepPlan {
 /// Plans a run with `micro_batch_size` sequences per pass.
 StepPlan plan_step(const RunConfig& config, int64_t micro_batch_size);
 
-/// Bytes that this process may use: what the system has available, or less by a control group's
-/// limit.
-int64_t available_memory();
-
 /// Throws OutOfMemoryError when the plan exceeds `limit` bytes, naming by how much and the largest
 /// micro-batch that fits.
 void check_memory(const RunConfig& config, const StepPlan& plan, int64_t limit);
