@@ -2,7 +2,7 @@
 //
 // heirloom_kernels_bench [substring]: the CPU kernels at the shapes of LLaMA-60M training (2048
 // tokens). One row per case: median, spread (quartiles over median), GB/s and GFLOP/s by cost(),
-// and the larger fraction of the roofs measured just before.
+// and the larger fraction of the roofs measured just before (memory: a copy; data in cache exceeds it).
 #include <omp.h>
 
 #include <algorithm>
@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/roofs.h"
 #include "heirloom/core/rng.h"
 #include "heirloom/kernels/activation.h"
 #include "heirloom/kernels/cross_entropy.h"
@@ -22,7 +23,6 @@
 #include "heirloom/kernels/head_split.h"
 #include "heirloom/kernels/norm.h"
 #include "heirloom/kernels/optimizer.h"
-#include "roofs.h"
 
 namespace heirloom::bench {
 namespace {

@@ -67,6 +67,7 @@ void MicroBatch::load(int64_t b, const TokenDataset& data, int64_t k, DocumentMa
       s.queries = s.keys = base + t + 1 - s.query_row;
       sequences.push_back(s);
       s.query_row = s.key_row = base + t + 1;
+      s.dropout_sequence += 1u << 20;  // documents of one sequence draw apart
     }
   }
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "heirloom/core/memory.h"
 #include "heirloom/core/rng.h"
 
 namespace heirloom {
@@ -218,6 +219,11 @@ TEST(HostMemory, ZeroedMovableAndEmpty) {
   EXPECT_EQ(memory.data(), nullptr);  // NOLINT: what a move leaves behind
   EXPECT_EQ(HostMemory(0).data(), nullptr);
   EXPECT_THROW(HostMemory(int64_t{1} << 60), OutOfMemoryError);
+}
+
+TEST(AvailableMemory, IsAPlausibleNumber) {
+  EXPECT_GT(available_memory(), 1 << 20);
+  EXPECT_LT(available_memory(), int64_t{1} << 50);
 }
 
 }  // namespace

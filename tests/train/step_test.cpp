@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Micro-batches, initial values, the optimizer and the memory plan.
-#include "heirloom/core/memory.h"
 #include "heirloom/train/step.h"
+#include "heirloom/core/memory.h"
 
 #include <gtest/gtest.h>
 
@@ -308,7 +308,6 @@ TEST(Memory, ARunThatCannotFitIsRefused) {
   options.memory_limit = six - 1;
   EXPECT_THROW(train_quietly(c, options), OutOfMemoryError);
   EXPECT_FALSE(fs::exists(c.output)) << "refused before anything is written";
-  EXPECT_GT(available_memory(), 0);
 }
 
 }  // namespace
