@@ -8,6 +8,7 @@
 #include "command.h"
 #include "heirloom/core/error.h"
 #include "heirloom/core/log.h"
+#include "heirloom/core/memory.h"
 #include "heirloom/evaluate/perplexity.h"
 #include "heirloom/io/file.h"
 #include "heirloom/model/load.h"
