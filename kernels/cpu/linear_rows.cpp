@@ -4,7 +4,7 @@
 // Shapes       x (R, K), W (M, K), y (R, M); bias (M)
 // Layout       row-major; W contiguous
 // Saved        nothing
-// Work         four rows of W at a time against up to six rows of x in registers; each thread a
+// Work         one row of W at a time for one row of x, four for up to six rows of x in registers; each thread a
 // contiguous part of W Bytes        read W once, x, bias; written y FLOPs        2 R M K Precision
 // float32: fma in kLanes partial sums; bfloat16: the same after widening, or pairs by vdpbf16ps
 // with AVX-512 (sums in
@@ -19,9 +19,9 @@ namespace {
 
 constexpr int kWeightRows = 4;
 constexpr int kInputRows = 6;
-/// At least so far ahead of its use, in whole groups of four rows, a line of W is asked for (into
-/// L2).
-constexpr int64_t kPrefetchBytes = 16384;
+/// How many bytes ahead of its use a line of W is asked for: a little in a single stream; with four streams whole groups of
+/// four rows, at least so far.
+constexpr int64_t kStreamAhead = 2048, kGroupAhead = 16384;
 
 template <class T>
 struct Dot {
@@ -65,32 +65,47 @@ HEIRLOOM_INLINE void put(bfloat16* y, Vf4 v, int64_t count) {
   }
 }
 
-/// y[r, w] for R rows of x and the four rows of W at `weight`, of which `count` exist. Meanwhile
-/// asks for kAhead rows of W.
-template <class T, int R, int kAhead>
-void dot_block(const LinearRowsArgs& a, const T* x, const T* weight, int64_t out, int64_t count,
-               int64_t row, const T* ahead) {
+/// Sums of R rows of x with W weight rows side by side, each in one chain over k: an element's bits do not depend on R or W.
+template <class T, int R, int W>
+void dot_products(const LinearRowsArgs& a, const T* x, const T* weight, int64_t ahead,
+                  Vf (&sum)[R][W]) {
   using D = Dot<T>;
   const int64_t in = a.in, whole = in / D::kStep * D::kStep;
-  const T* w[kWeightRows];
-  for (int i = 0; i < kWeightRows; ++i) w[i] = weight + smaller(i, count - 1) * in;
-  Vf sum[R][kWeightRows] = {};
   for (int64_t k = 0; k < whole; k += D::kStep) {
-    typename D::Vector wv[kWeightRows];
-    for (int i = 0; i < kWeightRows; ++i) wv[i] = D::read(w[i] + k);
-    for (int i = 0; i < kAhead; ++i) __builtin_prefetch(ahead + i * in + k, 0, 1);
+    typename D::Vector wv[W];
+    for (int i = 0; i < W; ++i) {
+      wv[i] = D::read(weight + i * in + k);
+      if (ahead > 0)
+        __builtin_prefetch(reinterpret_cast<const char*>(weight + i * in + k) + ahead, 0, 2);
+    }
     for (int r = 0; r < R; ++r) {
       const typename D::Vector xv = D::read(x + r * a.x_stride + k);
-      for (int i = 0; i < kWeightRows; ++i) sum[r][i] = D::add(sum[r][i], wv[i], xv);
+      for (int i = 0; i < W; ++i) sum[r][i] = D::add(sum[r][i], wv[i], xv);
     }
   }
   if (whole < in) {
     const int64_t n = in - whole;
-    for (int i = 0; i < kWeightRows; ++i) {
-      const typename D::Vector wv = D::read_n(w[i] + whole, n);
-      for (int r = 0; r < R; ++r) {
+    for (int i = 0; i < W; ++i) {
+      const typename D::Vector wv = D::read_n(weight + i * in + whole, n);
+      for (int r = 0; r < R; ++r)
         sum[r][i] = D::add(sum[r][i], wv, D::read_n(x + r * a.x_stride + whole, n));
-      }
+    }
+  }
+}
+
+/// y[r, w] for R rows of x and the four rows of W at `weight`, of which `count` exist. One row of x is bound by memory, which
+/// likes one stream best: row after row of W. Several rows of x are bound by loads: four rows of W share each.
+template <class T, int R>
+void dot_block(const LinearRowsArgs& a, const T* x, const T* weight, int64_t out, int64_t count,
+               int64_t row, int64_t ahead) {
+  Vf sum[R][kWeightRows] = {};
+  if (R > 1 && count == kWeightRows) {
+    dot_products<T, R, kWeightRows>(a, x, weight, ahead, sum);
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      Vf one[R][1] = {};
+      dot_products<T, R, 1>(a, x, weight + i * a.in, kStreamAhead, one);
+      for (int r = 0; r < R; ++r) sum[r][i] = one[r][0];
     }
   }
   Vf4 bias{};
@@ -110,23 +125,23 @@ void dot_block(const LinearRowsArgs& a, const T* x, const T* weight, int64_t out
   }
 }
 
-template <class T, int kAhead>
+template <class T>
 void dot_rows(const LinearRowsArgs& a, int64_t row, int64_t rows, const T* weight, int64_t out,
-              int64_t count, const T* ahead) {
+              int64_t count, int64_t ahead) {
   const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
   switch (rows) {
     case 1:
-      return dot_block<T, 1, kAhead>(a, x, weight, out, count, row, ahead);
+      return dot_block<T, 1>(a, x, weight, out, count, row, ahead);
     case 2:
-      return dot_block<T, 2, kAhead>(a, x, weight, out, count, row, ahead);
+      return dot_block<T, 2>(a, x, weight, out, count, row, ahead);
     case 3:
-      return dot_block<T, 3, kAhead>(a, x, weight, out, count, row, ahead);
+      return dot_block<T, 3>(a, x, weight, out, count, row, ahead);
     case 4:
-      return dot_block<T, 4, kAhead>(a, x, weight, out, count, row, ahead);
+      return dot_block<T, 4>(a, x, weight, out, count, row, ahead);
     case 5:
-      return dot_block<T, 5, kAhead>(a, x, weight, out, count, row, ahead);
+      return dot_block<T, 5>(a, x, weight, out, count, row, ahead);
     default:
-      return dot_block<T, 6, kAhead>(a, x, weight, out, count, row, ahead);
+      return dot_block<T, 6>(a, x, weight, out, count, row, ahead);
   }
 }
 
@@ -135,31 +150,14 @@ void linear_rows(const LinearRowsArgs& a, Stream) {
   const int64_t groups = (a.out + kWeightRows - 1) / kWeightRows;
   const int64_t passes = (a.rows + kInputRows - 1) / kInputRows;
   const int64_t group_bytes = kWeightRows * a.in * static_cast<int64_t>(sizeof(T));
-  const int64_t distance = (kPrefetchBytes + group_bytes - 1) / group_bytes * kWeightRows * a.in;
+  const int64_t ahead = (kGroupAhead + group_bytes - 1) / group_bytes * group_bytes;
 #pragma omp parallel for schedule(static) if (a.out * a.in * a.rows > 16384)
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t out = group * kWeightRows, count = smaller(kWeightRows, a.out - out);
     const T* weight = static_cast<const T*>(a.weight) + out * a.in;
     for (int64_t pass = 0; pass < passes; ++pass) {
       const int64_t row = pass * a.rows / passes, rows = (pass + 1) * a.rows / passes - row;
-      // The passes share the work of asking for the four rows of a later group.
-      const int64_t first = pass * kWeightRows / passes;
-      const int64_t asked = (pass + 1) * kWeightRows / passes - first;
-      const T* ahead = weight + distance + first * a.in;
-      switch (asked) {
-        case 0:
-          dot_rows<T, 0>(a, row, rows, weight, out, count, ahead);
-          break;
-        case 1:
-          dot_rows<T, 1>(a, row, rows, weight, out, count, ahead);
-          break;
-        case 2:
-          dot_rows<T, 2>(a, row, rows, weight, out, count, ahead);
-          break;
-        default:
-          dot_rows<T, 4>(a, row, rows, weight, out, count, ahead);
-          break;
-      }
+      dot_rows<T>(a, row, rows, weight, out, count, pass == 0 ? ahead : 0);
     }
   }
 }

@@ -41,6 +41,7 @@ struct Engine::Sequence {
   Sequence(GenerationRequest r, const Tokenizer* tokenizer)
       : request(std::move(r)), tokens(request.prompt) {
     key = hash_name(request.id);
+    request.sampling.logprob = request.logprobs;
     if (tokenizer) decoder.emplace(*tokenizer, DecodeOptions{.skip_special = true});
   }
   int64_t prompt_size() const { return static_cast<int64_t>(request.prompt.size()); }

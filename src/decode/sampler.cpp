@@ -34,13 +34,12 @@ void penalise(std::span<float> logits, double penalty, std::span<const int32_t> 
 
 SampledToken sample_token(std::span<float> logits, const SamplingOptions& options,
                           std::span<const int32_t> seen, uint64_t sequence_key, int64_t index) {
-  SampledToken result;
-  const std::vector<float> own(logits.begin(), logits.end());
-  const double normaliser = log_sum_exp(own, own[static_cast<size_t>(argmax(own))]);
+  const std::vector<float> own =
+      options.logprob ? std::vector<float>(logits.begin(), logits.end()) : std::vector<float>();
   const auto finish = [&](int32_t token) {
-    result.token = token;
-    result.logprob = static_cast<double>(own[static_cast<size_t>(token)]) - normaliser;
-    return result;
+    if (!options.logprob) return SampledToken{token, 0};
+    const double normaliser = log_sum_exp(own, *std::max_element(own.begin(), own.end()));
+    return SampledToken{token, static_cast<double>(own[static_cast<size_t>(token)]) - normaliser};
   };
   if (options.repetition_penalty != 1.0) penalise(logits, options.repetition_penalty, seen);
   if (options.temperature <= 0) return finish(argmax(logits));

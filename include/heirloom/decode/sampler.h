@@ -17,12 +17,14 @@ struct SamplingOptions {
   double repetition_penalty =
       1.0;  ///< divides positive and multiplies negative logits of seen tokens (CTRL, 1909.05858)
   uint64_t seed = 0;
+  bool logprob = false;  ///< compute SampledToken::logprob
 };
 
 struct SampledToken {
   int32_t token = 0;
   double logprob =
-      0;  ///< natural log, of the model's own distribution (before penalties, temperature and cuts)
+      0;  ///< natural log, of the model's own distribution (before penalties, temperature and cuts);
+          ///< 0 unless options.logprob
 };
 
 /// Picks the next token. `logits` (V) is overwritten. `seen`: prompt and generated tokens. The draw
