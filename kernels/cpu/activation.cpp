@@ -7,9 +7,12 @@
 // Work         blocks of kBlock columns of a row, static partitions.
 // Bytes        forward read X, write NF; backward read X + NF, write X; X = 2 NF or NF
 // FLOPs        forward 5 NF (SwiGLU), 10 NF; backward 12 NF (SwiGLU), 16 NF; an exponential counts
-// as one Precision    float32 inside; exp and Phi within about 2 ulp (vector_math.h). The tanh form
-// is x sigmoid(2 u). Determinism  elementwise. Limits       none. Source       Shazeer, arXiv
-// 2002.05202; Hendrycks and Gimpel, arXiv 1606.08415.
+//              as one
+// Precision    float32 inside; exp and Phi within about 2 ulp (vector_math.h). The tanh form is x
+//              sigmoid(2 u).
+// Determinism  elementwise.
+// Limits       none.
+// Source       Shazeer, arXiv 2002.05202; Hendrycks and Gimpel, arXiv 1606.08415.
 #include "heirloom/kernels/activation.h"
 
 #include "kernels/cpu/vector_math.h"

@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Computes     with P = exp(scale q k^T - lse) and delta_i = dout_i . o_i:  dV += P^T dout,  dS =
-// scale P (dout V^T - delta),
-//              dq = dS k,  dK += dS^T q; each head's dK and dV go where its KvHeadGrad says
+// Computes     with P = exp(scale q k^T - lse) and delta_i = dout_i . o_i: dV += P^T dout, dS =
+//              scale P (dout V^T - delta), dq = dS k, dK += dS^T q; each head's dK and dV go where
+//              its KvHeadGrad says
 // Shapes       as forward; dk[g] (S, D) and dv[g] (S, E) per KV head
 // Layout       as forward; tiles of 64 queries x 64 keys
 // Saved        q, K, V, o, lse of forward
 // Work         one task per (sequence, set of KV heads that share a gradient address), heads in
-// order within it; query heads,
-//              query tiles, key tiles in order within a head; scratch 2 (D + E) S floats per thread
-//              and tiles
+//              order within it; query heads, query tiles, key tiles in order within a head; scratch
+//              2 (D + E) S floats per thread and tiles
 // Bytes        read q, o, dout, lse, K, V and what is added to; written dq and every gradient
-// address FLOPs        2 (3 D + 2 E) per visible (query, key) pair and head; none where the V head
-// is zero Precision    products and sums in float32; dK and dV of a head are summed over all its
-// queries before they are stored Determinism  one thread per gradient address and per query head,
-// fixed order: the same bits for any number of threads Limits       as forward Source       Dao et
-// al. (arXiv 2205.14135), algorithm 4; mean heads: both sources receive half
+//              address
+// FLOPs        2 (3 D + 2 E) per visible (query, key) pair and head; none where the V head is zero
+// Precision    products and sums in float32; dK and dV of a head are summed over all its queries
+//              before they are stored
+// Determinism  one thread per gradient address and per query head, fixed order: the same bits for
+//              any number of threads
+// Limits       as forward
+// Source       Dao et al. (arXiv 2205.14135), algorithm 4; mean heads: both sources receive half
 #include "kernels/cpu/attention_common.h"
 
 namespace heirloom::cpu::HEIRLOOM_ISA {

@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Computes     attention of one query per sequence: the same values as attention_forward with
-// queries == 1 Shapes       as forward, N == number of sequences' rows Layout       K and V rows
-// are streamed as they lie, 64 keys at a time; the query heads of a KV head share every row Saved
-// lse where asked Work         one task per (sequence, run of 256 keys), then one combination per
-// (sequence, head) Bytes        read q + visible keys x (K + V) of every KV head, once; written o +
-// lse FLOPs        2 (D + E) per visible key and head; 2 D where the V head is zero Precision
-// products, sums and softmax in float32, rounded once at the end Determinism  runs start at
-// multiples of 256 positions: bits depend on the sequence alone, not on batch or threads Limits
-// calls with dropout or with more than one query per sequence go to attention_forward Source split
-// keys as in Dao et al., Flash-Decoding (2023); the combination is exact arithmetic on (maximum,
-// sum, o)
+//              queries == 1
+// Shapes       as forward, N == number of sequences' rows
+// Layout       K and V rows are streamed as they lie, 64 keys at a time; the query heads of a KV
+//              head share every row
+// Saved        lse where asked
+// Work         one task per (sequence, run of 256 keys), then one combination per (sequence, head)
+// Bytes        read q + visible keys x (K + V) of every KV head, once; written o + lse
+// FLOPs        2 (D + E) per visible key and head; 2 D where the V head is zero
+// Precision    products, sums and softmax in float32, rounded once at the end
+// Determinism  runs start at multiples of 256 positions: bits depend on the sequence alone, not on
+//              batch or threads
+// Limits       calls with dropout or with more than one query per sequence go to attention_forward
+// Source       split keys as in Dao et al., Flash-Decoding (2023); the combination is exact
+//              arithmetic on (maximum, sum, o)
 #include "kernels/cpu/attention_common.h"
 
 namespace heirloom::cpu::HEIRLOOM_ISA {

@@ -1,19 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Computes     o = softmax(scale q k^T + mask) v over K and V heads with their own addresses, and
-// lse, in one pass over the keys Shapes       q (N, H, D); k[g] (S, D), v[g] (S, E) for g in G; o
-// (N, H, E); lse (N, H); H a multiple of G Layout       rows by strides; keys contiguous from
-// key_row or in blocks of kKvBlockTokens rows; tiles of 64 queries x 64 keys Saved        lse Work
-// one task per (sequence, head, query tile), long ones first; scratch (2 D + 2 E + 64) x 64 floats
-// per thread Bytes        read q + visible keys x (K + V) of every KV head; written o + lse FLOPs
-// 2 (D + E) per visible (query, key) pair and head; 2 D where the V head is zero Precision
-// products, sums and softmax in float32, rounded once at the end Determinism  key tiles start at
-// multiples of 64 positions, every element is summed in the order of the keys, and what a mask
-//              hides adds exact zeros: a query's bits depend on its position and its keys alone,
-//              not on tiles, chunks or threads
+//              lse, in one pass over the keys
+// Shapes       q (N, H, D); k[g] (S, D), v[g] (S, E) for g in G; o (N, H, E); lse (N, H); H a
+//              multiple of G
+// Layout       rows by strides; keys contiguous from key_row or in blocks of kKvBlockTokens rows;
+//              tiles of 64 queries x 64 keys
+// Saved        lse
+// Work         one task per (sequence, head, query tile), long ones first; scratch (2 D + 2 E + 64)
+//              x 64 floats per thread
+// Bytes        read q + visible keys x (K + V) of every KV head; written o + lse
+// FLOPs        2 (D + E) per visible (query, key) pair and head; 2 D where the V head is zero
+// Precision    products, sums and softmax in float32, rounded once at the end
+// Determinism  key tiles start at multiples of 64 positions, every element is summed in the order of
+//              the keys, and what a mask hides adds exact zeros: a query's bits depend on its
+//              position and its keys alone, not on tiles, chunks or threads
 // Limits       a key that no mask hides from its tile of queries must be finite, also for the
-// queries that do not see it Source       online softmax: Milakov and Gimelshein (arXiv
-// 1805.02867); tiling: Dao et al. (arXiv 2205.14135)
+//              queries that do not see it
+// Source       online softmax: Milakov and Gimelshein (arXiv 1805.02867); tiling: Dao et al. (arXiv
+//              2205.14135)
 #include "kernels/cpu/attention_common.h"
 
 namespace heirloom::cpu::HEIRLOOM_ISA {

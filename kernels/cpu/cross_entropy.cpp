@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Computes     nll[i] = logsumexp(logits[i]) - logits[i, target]; dlogits = scale (softmax -
-// onehot). Shapes       logits (N, V) A; targets (N); nll (N) float64; dlogits (N, V) T. Layout
-// contiguous rows; a row stays in the L2 cache between its passes. dlogits may be logits where T is
-// A. Saved        nothing. Work         rows in static partitions. Bytes        read NV (A) + 4 N;
-// write 8 N + NV (T) with dlogits FLOPs        3 NV, + 3 NV with dlogits; an exponential counts as
-// one Precision    exp in float32 of x - max; blocks of 1024 exponentials in float32, their sums
-// and the logarithm in float64. Determinism  each row alone. Limits       V >= 1. Source       -
+//              onehot).
+// Shapes       logits (N, V) A; targets (N); nll (N) float64; dlogits (N, V) T.
+// Layout       contiguous rows; a row stays in the L2 cache between its passes. dlogits may be
+//              logits where T is A.
+// Saved        nothing.
+// Work         rows in static partitions.
+// Bytes        read NV (A) + 4 N; write 8 N + NV (T) with dlogits
+// FLOPs        3 NV, + 3 NV with dlogits; an exponential counts as one
+// Precision    exp in float32 of x - max; blocks of 1024 exponentials in float32, their sums and the
+//              logarithm in float64.
+// Determinism  each row alone.
+// Limits       V >= 1.
+// Source       -
 #include "heirloom/kernels/cross_entropy.h"
 
 #include <cmath>

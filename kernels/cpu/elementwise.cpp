@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Computes     add: y += x or y = x between T and A; column_sum: db += sum of rows; dropout by
-// counters. Shapes       add (rows, cols) strided; column_sum dy (N, C), db (C); dropout (N, C).
+//              counters.
+// Shapes       add (rows, cols) strided; column_sum dy (N, C), db (C); dropout (N, C).
 // Layout       dropout may run in place.
 // Saved        nothing; dropout's backward draws the same numbers again.
-// Work         rows in static partitions; column_sum in reduction_chunks(n) chunks of rows, added
-// up in order. Bytes        add read x (+ y unless overwriting), write y; column_sum read NC (T) +
-// C (A), write C; dropout read and write NC FLOPs        add 1 per element (0 overwriting);
-// column_sum NC; dropout NC Precision    sums in float32. Determinism  same bits for any number of
-// threads. Limits       none. Source       Salmon et al., SC 2011 (Philox4x32-10).
+// Work         rows in static partitions; column_sum in reduction_chunks(n) chunks of rows, added up
+//              in order.
+// Bytes        add read x (+ y unless overwriting), write y; column_sum read NC (T) + C (A), write
+//              C; dropout read and write NC
+// FLOPs        add 1 per element (0 overwriting); column_sum NC; dropout NC
+// Precision    sums in float32.
+// Determinism  same bits for any number of threads.
+// Limits       none.
+// Source       Salmon et al., SC 2011 (Philox4x32-10).
 #include "heirloom/kernels/elementwise.h"
 
 #include "heirloom/kernels/norm.h"

@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Computes     x[i] = table[token[i]] (+ position_table[position[i]]); backward adds dx rows into
-// the float32 gradients. Shapes       tokens, positions (N); tables (V, C), (P, C); x, dx (N, C).
+//              the float32 gradients.
+// Shapes       tokens, positions (N); tables (V, C), (P, C); x, dx (N, C).
 // Layout       contiguous rows.
 // Saved        tokens, positions.
-// Work         forward: rows in static partitions. Backward: each thread owns a range of columns
-// and walks all rows. Bytes        forward read NC (+ NC) + 4 N, write NC; backward read NC (T) +
-// NC (A) + 4 N, write NC (A); twice with positions FLOPs        forward NC with positions, else 0;
-// backward NC (2 NC with positions) Precision    sums in float32. Determinism  rows are added in
-// token order for any number of threads. Limits       tokens and positions are trusted. Source -
+// Work         forward: rows in static partitions. Backward: each thread owns a range of columns and
+//              walks all rows.
+// Bytes        forward read NC (+ NC) + 4 N, write NC; backward read NC (T) + NC (A) + 4 N, write NC
+//              (A); twice with positions
+// FLOPs        forward NC with positions, else 0; backward NC (2 NC with positions)
+// Precision    sums in float32.
+// Determinism  rows are added in token order for any number of threads.
+// Limits       tokens and positions are trusted.
+// Source       -
 #include "heirloom/kernels/embedding.h"
 
 #include <omp.h>

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Computes     C = op(A) op(B) [+ bias] [+ C], by oneDNN's matmul primitive; the only file that
-// knows oneDNN (2.x and 3.x). Shapes       A (M,K), B (K,N), C (M,N), bias (N); each of A and B may
-// be stored transposed. Layout       plain strided matrices; nothing is repacked by us. Saved -
+//              knows oneDNN (2.x and 3.x).
+// Shapes       A (M,K), B (K,N), C (M,N), bias (N); each of A and B may be stored transposed.
+// Layout       plain strided matrices; nothing is repacked by us.
+// Saved        -
 // Work         oneDNN's own partition over OpenMP's threads.
 // Bytes        read MK + KN (+ N bias) (+ MN accumulating), write MN
 // FLOPs        2 MNK (+ MN bias)
 // Precision    products and sums in float32, one rounding to the output.
 // Determinism  on AVX-512, where alone it is used, oneDNN's results do not depend on the number of
-// threads or on where in a call
-//              a row stands; tests hold it to that. (Its AVX2 code does neither: gemm_packed.cpp is
-//              used there.)
+//              threads or on where in a call a row stands; tests hold it to that. (Its AVX2 code
+//              does neither: gemm_packed.cpp is used there.)
 // Limits       AVX-512 with bfloat16. One call at a time (they share scratch memory); concurrent
-// callers wait. Source       -
+//              callers wait.
+// Source       -
 #include <omp.h>
 
 #include <dnnl.hpp>

@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Computes     C = op(A) op(B) [+ bias] [+ C], for processors on which oneDNN's results depend on
-// threads and row positions. Shapes       A (M,K), B (K,N), C (M,N), bias (N); each of A and B may
-// be stored transposed. Layout       op(A) and op(B) are packed as float32 panels of kRows rows and
-// kCols columns, padded with zeros. Saved        - Work         blocks of B columns and K one after
-// the other; within them tiles of C in static partitions. A task packs its own
-//              block of A.
+//              threads and row positions.
+// Shapes       A (M,K), B (K,N), C (M,N), bias (N); each of A and B may be stored transposed.
+// Layout       op(A) and op(B) are packed as float32 panels of kRows rows and kCols columns, padded
+//              with zeros.
+// Saved        -
+// Work         blocks of B columns and K one after the other; within them tiles of C in static
+//              partitions. A task packs its own block of A.
 // Bytes        read MK + KN (+ N bias) (+ MN accumulating), write MN
 // FLOPs        2 MNK (+ MN bias)
 // Precision    products and sums in float32; a bfloat16 C is summed in float32 scratch and rounded
-// once. Determinism  an element of C is summed over K in blocks of kDepth, in order, by the same
-// instructions wherever it stands: the
-//              same bits for any number of threads, any M and N, and any position.
+//              once.
+// Determinism  an element of C is summed over K in blocks of kDepth, in order, by the same
+//              instructions wherever it stands: the same bits for any number of threads, any M and
+//              N, and any position.
 // Limits       one call at a time (they share scratch memory).
 // Source       Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS
-// 34(3), 2008.
+//              34(3), 2008.
 #include "heirloom/kernels/gemm.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/vector_math.h"

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Computes     every head of the merged projection, normalised (qk_norm) and rotated (rope), to its
-// own destination; backward:
-//              inverse rope, backward of qk_norm, rounding to T, and dnorm_weight added to.
+//              own destination; backward: inverse rope, backward of qk_norm, rounding to T, and
+//              dnorm_weight added to.
 // Shapes       merged (N, width); each route a head of D columns; R <= D rotated dims; angles
-// (positions, R/2). Layout       destinations strided by row, optionally indirect (slots). Saved
-// merged, only where a route has norm_weight (rstd is computed again). Work         tokens in
-// static partitions; backward in reduction_chunks(n) chunks of tokens. Bytes        forward read
-// and write N D per route, + angles N R; backward the same, + N D where normalised FLOPs        3 N
-// R per rotated route, + 4 N D where normalised (backward 10 N D) Precision    float32 inside, one
-// rounding at the end. Determinism  elementwise; dnorm_weight by chunks in order, routes in order
-// within a chunk's turn. Limits       none on D. Source       Su et al., arXiv 2104.09864,
-// section 3.4.2; Henry et al., arXiv 2010.04245 (qk_norm).
+//              (positions, R/2).
+// Layout       destinations strided by row, optionally indirect (slots).
+// Saved        merged, only where a route has norm_weight (rstd is computed again).
+// Work         tokens in static partitions; backward in reduction_chunks(n) chunks of tokens.
+// Bytes        forward read and write N D per route, + angles N R; backward the same, + N D where
+//              normalised
+// FLOPs        3 N R per rotated route, + 4 N D where normalised (backward 10 N D)
+// Precision    float32 inside, one rounding at the end.
+// Determinism  elementwise; dnorm_weight by chunks in order, routes in order within a chunk's turn.
+// Limits       none on D.
+// Source       Su et al., arXiv 2104.09864, section 3.4.2; Henry et al., arXiv 2010.04245 (qk_norm).
 #include "heirloom/kernels/head_split.h"
 
 #include <cmath>

@@ -4,13 +4,17 @@
 // Shapes       x (R, K), W (M, K), y (R, M); bias (M)
 // Layout       row-major; W contiguous
 // Saved        nothing
-// Work         one row of W at a time for one row of x, four for up to six rows of x in registers; each thread a
-// contiguous part of W Bytes        read W once, x, bias; written y FLOPs        2 R M K Precision
-// float32: fma in kLanes partial sums; bfloat16: the same after widening, or pairs by vdpbf16ps
-// with AVX-512 (sums in
-//              float32, subnormals are zero); one rounding at the end
+// Work         one row of W at a time for one row of x, four for up to six rows of x in registers;
+//              each thread a contiguous part of W
+// Bytes        read W once, x, bias; written y
+// FLOPs        2 R M K
+// Precision    float32: fma in kLanes partial sums; bfloat16: the same after widening, or pairs by
+//              vdpbf16ps with AVX-512 (sums in float32, subnormals are zero); one rounding at the
+//              end
 // Determinism  an element is summed in an order that depends on K alone: not on R, M, threads or
-// which rows stand beside it Limits       none Source       own
+//              which rows stand beside it
+// Limits       none
+// Source       own
 #include "heirloom/kernels/gemm.h"
 #include "kernels/cpu/simd.h"
 

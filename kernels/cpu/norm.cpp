@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Computes     x = residual + delta; y = RMSNorm(x) or LayerNorm(x). Backward: dx, and dweight,
-// dbias added to. Shapes       rows (N, C); weight, bias (C). Layout       contiguous rows; a row
-// stays in the L1 cache between its passes. Saved        x (rounded to T), rstd, and for LayerNorm
-// mean. Work         rows in static partitions; parameter gradients in reduction_chunks(n) chunks
-// of rows, added up in chunk order. Bytes        forward  read NC (+ NC delta) + C; write NC (+ NC
-// x_out) + statistics
-//              backward read 2 NC (+ NC dresidual) + C + statistics; write NC; parameter gradients
-//              2 C
+//              dbias added to.
+// Shapes       rows (N, C); weight, bias (C).
+// Layout       contiguous rows; a row stays in the L1 cache between its passes.
+// Saved        x (rounded to T), rstd, and for LayerNorm mean.
+// Work         rows in static partitions; parameter gradients in reduction_chunks(n) chunks of rows,
+//              added up in chunk order.
+// Bytes        forward read NC (+ NC delta) + C; write NC (+ NC x_out) + statistics backward read 2
+//              NC (+ NC dresidual) + C + statistics; write NC; parameter gradients 2 C
 // FLOPs        forward 4 NC (RMS), 7 NC (layer), + NC with delta; backward 10 NC (RMS), 13 NC
-// (layer) Precision    float32 inside; x is rounded to T before it is normalised. Determinism  same
-// bits for any number of threads. Limits       none on C. Source       Zhang and Sennrich, arXiv
-// 1910.07467; Ba, Kiros, Hinton, arXiv 1607.06450.
+//              (layer)
+// Precision    float32 inside; x is rounded to T before it is normalised.
+// Determinism  same bits for any number of threads.
+// Limits       none on C.
+// Source       Zhang and Sennrich, arXiv 1910.07467; Ba, Kiros, Hinton, arXiv 1607.06450.
 #include "heirloom/kernels/norm.h"
 
 #include <cmath>

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Computes     adamw: one AdamW step over a list of segments; sum_squares: the sum of grad^2 over
-// them. Shapes       segments of n elements. Layout       contiguous runs. Saved        - Work
-// static partitions of each segment; sum_squares in runs of 16384 elements. Bytes        adamw read
-// 4 n (A), write 3 n (A) + n (T) where there is a weight copy; sum_squares read n (A) FLOPs adamw
-// 14 n; sum_squares 2 n Precision    float32 state; sum_squares in float64. Determinism
-// elementwise; runs are fixed by n and added in order. Limits       none. Source       Loshchilov
-// and Hutter, arXiv 1711.05101, algorithm 2.
+//              them.
+// Shapes       segments of n elements.
+// Layout       contiguous runs.
+// Saved        -
+// Work         static partitions of each segment; sum_squares in runs of 16384 elements.
+// Bytes        adamw read 4 n (A), write 3 n (A) + n (T) where there is a weight copy; sum_squares
+//              read n (A)
+// FLOPs        adamw 14 n; sum_squares 2 n
+// Precision    float32 state; sum_squares in float64.
+// Determinism  elementwise; runs are fixed by n and added in order.
+// Limits       none.
+// Source       Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.
 #include "heirloom/kernels/optimizer.h"
 
 #include <cmath>

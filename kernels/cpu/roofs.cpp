@@ -3,9 +3,11 @@
 // roofs.cpp: the fastest this processor multiplies and reads, as denominators for everything that
 // is measured.
 //
-// Computes   chains of fused multiply-adds on registers; a sum over memory, the best of several ways to read it.
-// Work       every OpenMP thread the same.
-// Limits     a frequency that changes between this and what it is compared with shows in the ratio.
+// Computes     chains of fused multiply-adds on registers; a sum over memory, the best of several
+//              ways to read it.
+// Work         every OpenMP thread the same.
+// Limits       a frequency that changes between this and what it is compared with shows in the
+//              ratio.
 #include <omp.h>
 
 #include <cstdlib>

@@ -277,7 +277,8 @@ void apply_setting(Json& json, const std::string& setting) {
     value = text;
   }
   if (!json.is_object() && !json.is_null()) {
-    throw_error<ConfigError>("[--set] expected a config that is an object; got {}", quote_json(json));
+    throw_error<ConfigError>("[--set] expected a config that is an object; got {}",
+                             quote_json(json));
   }
   Json* at = &json;
   std::string path = setting.substr(0, equals);

@@ -94,8 +94,7 @@ TEST_F(GenerateCommand, BadLinesAreReportedAndTheOthersDone) {
   ASSERT_EQ(by_id.size(), 6u);
   EXPECT_EQ(by_id["a"].at("tokens").size(), 3u);
   EXPECT_TRUE(by_id["a"].at("text").is_string());
-  for (const char* bad : {"1", "c", "e", "f"})
-    EXPECT_TRUE(by_id[bad].contains("error")) << bad;
+  for (const char* bad : {"1", "c", "e", "f"}) EXPECT_TRUE(by_id[bad].contains("error")) << bad;
   EXPECT_NE(by_id["c"].at("error").get<std::string>().find("99999"), std::string::npos);
   EXPECT_NE(by_id["e"].at("error").get<std::string>().find("top_p"), std::string::npos);
 }
