@@ -170,7 +170,7 @@ BENCHMARK(linear_rows_bench<bfloat16>)->Apply(linear_shapes);
 }  // namespace heirloom
 
 int main(int argc, char** argv) {
-  heirloom::register_cpu_kernels();
+  heirloom::register_kernels();
   benchmark::AddCustomContext("cpu_kernels", heirloom::cpu_kernel_isa());
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;

@@ -349,7 +349,7 @@ void bench_optimizer(Bench& bench, Dtype dtype) {
 
 int main(int argc, char** argv) {
   using namespace heirloom;
-  register_cpu_kernels();
+  register_kernels();
   bench::Bench b(argc > 1 ? argv[1] : "");
   for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16}) {
     bench::bench_gemm(b, dtype);

@@ -8,6 +8,7 @@ set -euo pipefail
 packages=(
   g++ cmake ninja-build pkg-config python3
   libdnnl-dev          # matrix products
+  ocl-icd-opencl-dev   # nothing here uses OpenCL, but Debian's oneDNN package looks for it
   libcli11-dev         # command line
   nlohmann-json3-dev libfmt-dev libpcre2-dev libutf8proc-dev libzstd-dev zlib1g-dev
   libgtest-dev

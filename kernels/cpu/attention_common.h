@@ -248,7 +248,7 @@ struct TileMask {
   const uint32_t threshold = static_cast<uint32_t>(std::ceil(dropout.rate * 0x1p24));
   for (int64_t j = 0; j < keys; j += 4) {
     for (int64_t i = 0; i < queries; ++i) {
-      const auto words = philox(dropout.key, {static_cast<uint32_t>((tile + j) / 4),
+      const auto words = philox(dropout.philox_key(), {static_cast<uint32_t>((tile + j) / 4),
                                               static_cast<uint32_t>(first_query + i),
                                               static_cast<uint32_t>(head), sequence});
       for (int64_t w = 0; w < 4; ++w) {

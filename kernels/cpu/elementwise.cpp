@@ -111,16 +111,18 @@ void dropout(const DropoutArgs& a, Stream) {
   const auto floor = static_cast<uint32_t>(scaled);
   const uint32_t threshold = floor + (static_cast<double>(floor) < scaled ? 1u : 0u);
   const float factor = static_cast<float>(1.0 / (1.0 - a.rate));
+  const uint64_t key = a.philox_key();
+  const uint32_t first_sequence = a.step_first_sequence();
 #pragma omp parallel for schedule(static) if (a.n * c > kParallelElements / 8)
   for (int64_t i = 0; i < a.n; ++i) {
     const T* x = ptr<T>(a.x) + i * c;
     T* y = ptr<T>(a.y) + i * c;
-    const uint32_t sequence = a.first_sequence + static_cast<uint32_t>(i / a.sequence_length);
+    const uint32_t sequence = first_sequence + static_cast<uint32_t>(i / a.sequence_length);
     const auto first = static_cast<uint64_t>(i % a.sequence_length * groups);
     for (int64_t g0 = 0; g0 < groups; g0 += kGroups) {
       uint32_t words[4][kGroups];
       float kept[4 * kGroups];
-      philox_groups(a.key, first + static_cast<uint64_t>(g0), sequence, words);
+      philox_groups(key, first + static_cast<uint64_t>(g0), sequence, words);
 #pragma omp simd
       for (int64_t g = 0; g < kGroups; ++g) {
         kept[4 * g] = words[0][g] >> 8 < threshold ? 0.0f : factor;

@@ -111,6 +111,7 @@ void register_reference() {
   norm_backward_table().set(DeviceKind::kCpu, kDtype, reference::norm_backward<T>);
   adamw_table().set(DeviceKind::kCpu, kDtype, reference::adamw<T>);
   sum_squares_table().set(DeviceKind::kCpu, kDtype, reference::sum_squares<T>);
+  grad_scale_table().set(DeviceKind::kCpu, kDtype, reference::grad_scale);
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ template <class C>
 C dropout_factor(const AttentionDropout& dropout, uint32_t sequence, int64_t head, int64_t i,
                  int64_t j) {
   if (dropout.rate == 0) return 1;
-  const auto words = philox(dropout.key, {static_cast<uint32_t>(j / 4), static_cast<uint32_t>(i),
+  const auto words = philox(dropout.philox_key(), {static_cast<uint32_t>(j / 4), static_cast<uint32_t>(i),
                                           static_cast<uint32_t>(head), sequence});
   if (uniform_from_bits(words[static_cast<size_t>(j % 4)]) < dropout.rate) return 0;
   return static_cast<C>(1 / (1 - dropout.rate));

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "heirloom/core/device_runtime.h"
+
 namespace heirloom {
 namespace {
 
@@ -81,9 +83,26 @@ Arena::Arena(Device device, MemoryPlan plan, void* block)
 }
 
 Arena::~Arena() {
-  if (mode_ == Mode::kDynamic) {
-    for (Buffer* b : free_list_) std::free(b->data);
+  if (mode_ != Mode::kDynamic) return;
+  for (Buffer* b : free_list_) {
+    if (device_.kind == DeviceKind::kCpu) {
+      std::free(b->data);
+    } else {
+      device_runtime(device_.kind).release(device_.index, b->data);
+    }
   }
+}
+
+void* Arena::new_buffer(int64_t bytes) const {
+  if (device_.kind != DeviceKind::kCpu) {
+    return device_runtime(device_.kind).allocate(device_.index, bytes);
+  }
+  void* data =
+      std::aligned_alloc(static_cast<size_t>(kArenaAlignment), static_cast<size_t>(bytes));
+  if (data == nullptr) {
+    throw_error<OutOfMemoryError>("[memory] expected {} bytes; the system refused", bytes);
+  }
+  return data;
 }
 
 Tensor Arena::allocate(Shape shape, Dtype dtype) {
@@ -105,13 +124,11 @@ Tensor Arena::allocate(Shape shape, Dtype dtype) {
       } else {
         buffer = &buffers_.emplace_back();
         buffer->bytes = bytes;
-        buffer->data = std::aligned_alloc(static_cast<size_t>(kArenaAlignment),
-                                          static_cast<size_t>(std::max(bytes, kArenaAlignment)));
-        if (buffer->data == nullptr) {
-          throw_error<OutOfMemoryError>("[memory] expected {} bytes; the system refused", bytes);
-        }
+        buffer->data = new_buffer(std::max(bytes, kArenaAlignment));
       }
-      if (poison_) std::memset(buffer->data, 0xFF, static_cast<size_t>(buffer->bytes));
+      if (poison_ && device_.kind == DeviceKind::kCpu) {
+        std::memset(buffer->data, 0xFF, static_cast<size_t>(buffer->bytes));
+      }
       break;
     }
     case Mode::kRecord:
@@ -167,6 +184,48 @@ HostMemory::HostMemory(HostMemory&& other) noexcept
 HostMemory& HostMemory::operator=(HostMemory&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+DeviceMemory::DeviceMemory(const Device& device, int64_t bytes) : device_(device) {
+  if (device.kind == DeviceKind::kMeta || bytes == 0) return;
+  bytes_ = bytes;
+  if (device.kind == DeviceKind::kCpu) {
+    host_ = HostMemory(bytes);
+    data_ = host_.data();
+    return;
+  }
+  DeviceRuntime& runtime = device_runtime(device.kind);
+  data_ = static_cast<std::byte*>(runtime.allocate(device.index, bytes));
+  runtime.fill_zero(data_, bytes, device_stream(device));
+}
+DeviceMemory::~DeviceMemory() {
+  if (data_ && device_.kind != DeviceKind::kCpu) {
+    device_runtime(device_.kind).release(device_.index, data_);
+  }
+}
+DeviceMemory::DeviceMemory(DeviceMemory&& other) noexcept { *this = std::move(other); }
+DeviceMemory& DeviceMemory::operator=(DeviceMemory&& other) noexcept {
+  std::swap(host_, other.host_);
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  std::swap(device_, other.device_);
+  return *this;
+}
+
+PinnedMemory::PinnedMemory(DeviceKind device, int64_t bytes) : bytes_(bytes), device_(device) {
+  if (bytes == 0) return;
+  data_ = static_cast<std::byte*>(device_runtime(device).allocate_pinned(bytes));
+  std::memset(data_, 0, static_cast<size_t>(bytes));
+}
+PinnedMemory::~PinnedMemory() {
+  if (data_) device_runtime(device_).release_pinned(data_);
+}
+PinnedMemory::PinnedMemory(PinnedMemory&& other) noexcept { *this = std::move(other); }
+PinnedMemory& PinnedMemory::operator=(PinnedMemory&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  std::swap(device_, other.device_);
   return *this;
 }
 

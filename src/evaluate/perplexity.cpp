@@ -37,21 +37,32 @@ class Pass {
     }
   }
 
-  void run(Context context, Transformer& model) {
+  HostBatch host() {
     nll_.assign(tokens_.size(), 0);
-    ActivationKvStore store(model.stream_specs(), model.dtype(), rows(), sequences_);
-    model.loss(context, {tokens_.data(), positions_.data(), rows()}, store, targets_.data(), 1,
-               nll_.data());
+    HostBatch batch;
+    batch.tokens = tokens_;
+    batch.targets = targets_;
+    batch.positions = positions_;
+    batch.sequences = sequences_;
+    batch.nll = nll_;
+    return batch;
+  }
+
+  static void run(Context context, Transformer& model, const DeviceBatch& batch) {
+    ActivationKvStore store(model.stream_specs(), model.dtype(), batch.rows.n,
+                            {batch.sequences.begin(), batch.sequences.end()},
+                            batch.device_sequences);
+    model.loss(context, batch.rows, store, batch.targets, 1, batch.nll);
   }
 
   /// The scored nlls of each window, in order.
   template <class Visit>
-  void visit(Visit visit_window) const {
+  void visit(std::span<const double> nll, Visit visit_window) const {
     for (const AttentionSequence& s : sequences_) {
       const auto begin = static_cast<size_t>(s.query_row), n = static_cast<size_t>(s.queries);
       size_t first = 0;
       while (first < n && targets_[begin + first] < 0) ++first;
-      visit_window(std::span(nll_).subspan(begin + first, n - first));
+      visit_window(nll.subspan(begin + first, n - first));
     }
   }
 
@@ -125,14 +136,18 @@ PerplexityResult evaluate_perplexity(Transformer& model, const SequenceSet& data
   const int64_t total = data.scorable();
   PerplexityResult result;
   Arena arena(model.device());
+  BatchTransfer transfer(model.device(), 1);
   Pass pass;
   const auto flush = [&] {
     if (pass.empty()) return;
-    pass.run(Context{arena}, model);
-    pass.visit([&](std::span<const double> nll) {
-      result.tokens += static_cast<int64_t>(nll.size());
-      result.nll_sum = std::accumulate(nll.begin(), nll.end(), result.nll_sum);
-      if (hooks.on_window) hooks.on_window(nll);
+    Pass::run(Context{arena}, model, transfer.send(pass.host(), 0, 0, false, 0));
+    transfer.receive(0);
+    transfer.finish([&](std::span<const double> losses) {
+      pass.visit(losses, [&](std::span<const double> nll) {
+        result.tokens += static_cast<int64_t>(nll.size());
+        result.nll_sum = std::accumulate(nll.begin(), nll.end(), result.nll_sum);
+        if (hooks.on_window) hooks.on_window(nll);
+      });
     });
     pass.clear();
     if (hooks.on_pass) hooks.on_pass(result, total);
@@ -152,15 +167,16 @@ PerplexityResult evaluate_perplexity(Transformer& model, const SequenceSet& data
   return result;
 }
 
-int64_t perplexity_memory(const ModelConfig& config, Dtype dtype, int64_t rows, int64_t longest) {
-  const Device meta{DeviceKind::kMeta, 0};
+int64_t perplexity_memory(const ModelConfig& config, Dtype dtype, int64_t rows, int64_t longest,
+                          const Device& device) {
+  const Device meta = meta_device(device);
   Transformer model(config, meta, dtype);
   if (config.position == PositionKind::kRope) model.ensure_positions(longest);
   const std::vector<int32_t> sequence(static_cast<size_t>(rows + 1), 0);
   Pass pass;
   pass.add(sequence, {0, rows, rows});
   Arena arena(meta);
-  pass.run(Context{arena}, model);
+  Pass::run(Context{arena}, model, on_host(pass.host()));
   return model.parameters().elements() * dtype_size(dtype) + model.rope_table_bytes() +
          arena.peak_bytes();
 }

@@ -53,6 +53,11 @@ KernelCost attention_forward_cost(const AttentionForwardArgs& a, Dtype dtype) {
   return cost;
 }
 
+int64_t attention_backward_workspace_bytes(int64_t n, int64_t heads, Dtype dtype,
+                                           DeviceKind device) {
+  return device == DeviceKind::kCuda ? n * heads * dtype_size(accumulate_dtype(dtype)) : 0;
+}
+
 KernelCost attention_backward_cost(const AttentionBackwardArgs& b, Dtype dtype) {
   const AttentionForwardArgs& a = b.forward;
   const double size = static_cast<double>(dtype_size(dtype));

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "heirloom/kernels/gemm.h"
 
+#include <array>
+
 namespace heirloom {
 
 KernelCost gemm_cost(const GemmArgs& a, Dtype dtype) {
@@ -13,6 +15,21 @@ KernelCost gemm_cost(const GemmArgs& a, Dtype dtype) {
   cost.bytes_written = m * n * out;
   cost.flops = 2 * m * n * k + (a.bias ? m * n : 0);
   return cost;
+}
+
+namespace {
+std::array<GemmTuner, 3> tuners{};
+}  // namespace
+
+void register_gemm_tuner(DeviceKind device, GemmTuner tuner) {
+  tuners[static_cast<size_t>(device)] = tuner;
+}
+
+void tune_gemms(const Device& device, const std::vector<GemmProblem>& problems,
+                const std::string& cache_file) {
+  if (const GemmTuner tuner = tuners[static_cast<size_t>(device.kind)]) {
+    tuner(device.index, problems, cache_file);
+  }
 }
 
 }  // namespace heirloom

@@ -6,8 +6,8 @@
 namespace heirloom {
 
 int64_t head_split_backward_workspace_bytes(int64_t n, int64_t routes, int64_t head_dim,
-                                            Dtype dtype) {
-  return reduction_chunks(n) * routes * head_dim * dtype_size(accumulate_dtype(dtype));
+                                            Dtype dtype, DeviceKind device) {
+  return reduction_chunks(n, device) * routes * head_dim * dtype_size(accumulate_dtype(dtype));
 }
 
 KernelCost head_split_forward_cost(const HeadSplitForwardArgs& a, Dtype dtype) {

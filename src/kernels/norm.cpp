@@ -5,16 +5,21 @@
 
 namespace heirloom {
 namespace {
-constexpr int64_t kMaxChunks = 64;
-constexpr int64_t kRowsPerChunk = 32;
+struct ChunkRule {
+  int64_t rows, most;
+};
+constexpr ChunkRule chunk_rule(DeviceKind device) {
+  return device == DeviceKind::kCuda ? ChunkRule{8, 256} : ChunkRule{32, 64};
+}
 }  // namespace
 
-int64_t reduction_chunks(int64_t n) {
-  return std::clamp<int64_t>((n + kRowsPerChunk - 1) / kRowsPerChunk, 1, kMaxChunks);
+int64_t reduction_chunks(int64_t n, DeviceKind device) {
+  const ChunkRule rule = chunk_rule(device);
+  return std::clamp<int64_t>((n + rule.rows - 1) / rule.rows, 1, rule.most);
 }
 
-int64_t norm_backward_workspace_bytes(int64_t n, int64_t c, Dtype dtype) {
-  return reduction_chunks(n) * 2 * c * dtype_size(accumulate_dtype(dtype));
+int64_t norm_backward_workspace_bytes(int64_t n, int64_t c, Dtype dtype, DeviceKind device) {
+  return reduction_chunks(n, device) * 2 * c * dtype_size(accumulate_dtype(dtype));
 }
 
 KernelCost norm_forward_cost(const NormForwardArgs& a, Dtype dtype) {

@@ -3,6 +3,8 @@
 
 #include <set>
 
+#include "heirloom/core/device_runtime.h"
+
 namespace heirloom {
 namespace {
 
@@ -59,12 +61,28 @@ void read_into(const StoredTensor& stored, int64_t n, const std::string& name, T
   });
 }
 
+void read_as(const StoredTensor& stored, int64_t n, const std::string& name, std::byte* to,
+             Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return read_into(stored, n, name, reinterpret_cast<double*>(to));
+    case Dtype::kBFloat16:
+      return read_into(stored, n, name, reinterpret_cast<bfloat16*>(to));
+    default:
+      return read_into(stored, n, name, reinterpret_cast<float*>(to));
+  }
+}
+
 using TensorMap = std::map<std::string, StoredTensor>;
 
 /// Reads every slice of `parameters` from `tensors` and notes the names in `seen`.
 void read_slices(const TensorMap& tensors, const std::string& origin,
                  const ParameterStore& parameters, const FlatTensors& flat,
                  std::set<std::string>& seen) {
+  const Device& device = parameters.device();
+  const bool on_host = device.kind == DeviceKind::kCpu;
+  DeviceRuntime& runtime = device_runtime(device.kind);
+  std::vector<std::byte> staging;
   for (const NamedParameter& p : parameters.all()) {
     for (const ParameterSlice& slice : p.slices) {
       const std::string name = flat.prefix + slice.name;
@@ -83,15 +101,14 @@ void read_slices(const TensorMap& tensors, const std::string& origin,
       }
       const int64_t first = p.offset + slice.begin * p.columns();
       const int64_t n = (slice.end - slice.begin) * p.columns();
-      switch (flat.dtype) {
-        case Dtype::kFloat64:
-          read_into(it->second, n, name, static_cast<double*>(flat.data) + first);
-          break;
-        case Dtype::kBFloat16:
-          read_into(it->second, n, name, static_cast<bfloat16*>(flat.data) + first);
-          break;
-        default:
-          read_into(it->second, n, name, static_cast<float*>(flat.data) + first);
+      std::byte* data = static_cast<std::byte*>(flat.data) + first * dtype_size(flat.dtype);
+      if (on_host) {
+        read_as(it->second, n, name, data, flat.dtype);
+      } else {
+        staging.resize(static_cast<size_t>(n * dtype_size(flat.dtype)));
+        read_as(it->second, n, name, staging.data(), flat.dtype);
+        runtime.copy_to_device(data, staging.data(), static_cast<int64_t>(staging.size()),
+                               device_stream(device));
       }
     }
   }
@@ -149,15 +166,26 @@ void load_flat(const fs::path& file, const ParameterStore& parameters,
 std::string save_flat(const fs::path& file, const ParameterStore& parameters,
                       const std::vector<FlatTensors>& flats, Dtype stored) {
   std::vector<TensorToWrite> tensors;
+  const Device device = parameters.device();
+  std::vector<std::byte> staging;  // a slice of device memory, while it is written
   for (const FlatTensors& flat : flats) {
     for (const NamedParameter& p : parameters.all()) {
       for (const ParameterSlice& slice : p.slices) {
         const int64_t first = p.offset + slice.begin * p.columns();
         const int64_t n = (slice.end - slice.begin) * p.columns();
-        const std::byte* data =
+        const std::byte* source =
             static_cast<const std::byte*>(flat.data) + first * dtype_size(flat.dtype);
-        const auto fill = [data, n, dtype = flat.dtype,
-                           stored](const std::function<void(const void*, size_t)>& out) {
+        const auto fill = [source, n, dtype = flat.dtype, stored, device,
+                           &staging](const std::function<void(const void*, size_t)>& out) {
+          const std::byte* data = source;
+          if (device.kind != DeviceKind::kCpu) {
+            staging.resize(static_cast<size_t>(n * dtype_size(dtype)));
+            DeviceRuntime& runtime = device_runtime(device.kind);
+            runtime.copy_to_host(staging.data(), source, n * dtype_size(dtype),
+                                 device_stream(device));
+            runtime.synchronize(device_stream(device));
+            data = staging.data();
+          }
           if (dtype == stored) return out(data, static_cast<size_t>(n * dtype_size(dtype)));
           HEIRLOOM_ASSERT(stored != Dtype::kFloat64);
           std::array<float, 4096> run;

@@ -13,7 +13,7 @@ std::unique_ptr<Transformer> load_model(const fs::path& directory, const Device&
         "[model] expected a directory with config.json and model.safetensors; got {}; {}",
         fs::exists(directory) ? "something else" : "nothing", directory.string());
   }
-  register_cpu_kernels();
+  register_kernels();
   auto model = std::make_unique<Transformer>(read_model_config(directory.string()), device, dtype);
   load_weights(directory, model->config(), model->parameters(), model->parameters().data(), dtype);
   return model;

@@ -213,16 +213,15 @@ void Transformer::ensure_positions(int64_t positions) {
   if (device().kind != DeviceKind::kMeta) {
     const RopeTables tables = rope_tables(config_, positions);
     const int64_t count = positions * half;
-    HostMemory memory(2 * count * dtype_size(dtype));
+    const int64_t bytes = count * dtype_size(dtype);
+    DeviceMemory memory(device(), 2 * bytes);
     cosines = memory.data();
-    sines = memory.data() + count * dtype_size(dtype);
+    sines = memory.data() + bytes;
     const auto fill = [&](const std::vector<double>& from, void* to) {
-      if (dtype == Dtype::kFloat64) {
-        std::copy(from.begin(), from.end(), static_cast<double*>(to));
-      } else {
-        std::transform(from.begin(), from.end(), static_cast<float*>(to),
-                       [](double x) { return static_cast<float>(x); });
-      }
+      const std::vector<float> narrow(from.begin(), from.end());
+      const void* source = dtype == Dtype::kFloat64 ? static_cast<const void*>(from.data())
+                                                    : static_cast<const void*>(narrow.data());
+      device_runtime(device().kind).copy_to_device(to, source, bytes, device_stream(device()));
     };
     fill(tables.cosines, cosines);
     fill(tables.sines, sines);
@@ -240,8 +239,7 @@ Variable Transformer::hidden(Context& context, const TokenBatch& batch, KvStore&
                              Recompute recompute, const WantedRows* wanted) {
   HEIRLOOM_ASSERT(wanted == nullptr || !recording(context));
   Residual state;
-  state.residual =
-      embedding(context, batch.tokens, batch.positions, batch.n, *embedding_, position_embedding_);
+  state.residual = embedding(context, batch, *embedding_, position_embedding_);
   state.residual =
       dropout(context, state.residual, context.dropout.embedding, kEmbeddingDropoutSite);
 

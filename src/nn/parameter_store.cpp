@@ -17,7 +17,7 @@ NamedParameter& ParameterStore::add(Shape shape, std::vector<ParameterSlice> sli
   p.offset = elements_;
   HEIRLOOM_ASSERT(!p.slices.empty() && p.slices.front().begin == 0 &&
                   p.slices.back().end == shape[0]);
-  constexpr int64_t kAlign = 32;  // elements: 64 bytes in the narrowest dtype
+  constexpr int64_t kAlign = 64;  // elements: a 128-byte line in the narrowest dtype
   elements_ += (p.numel() + kAlign - 1) / kAlign * kAlign;
   return p;
 }
@@ -25,7 +25,7 @@ NamedParameter& ParameterStore::add(Shape shape, std::vector<ParameterSlice> sli
 void ParameterStore::allocate(const Device& device, Dtype dtype) {
   device_ = device;
   dtype_ = dtype;
-  if (device.kind != DeviceKind::kMeta) memory_ = HostMemory(elements_ * dtype_size(dtype));
+  memory_ = DeviceMemory(device, elements_ * dtype_size(dtype));
   for (NamedParameter& p : parameters_) {
     void* data = memory_.data() ? memory_.data() + p.offset * dtype_size(dtype) : nullptr;
     p.value = Tensor(data, p.shape, dtype, device);

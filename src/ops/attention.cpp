@@ -79,7 +79,7 @@ void split_heads_backward(Context& c, const Tensor& dq, const Variable& merged,
   Tensor workspace;
   if (norm.query) {
     const Dtype sum_dtype = accumulate_dtype(dtype);
-    const int64_t bytes = head_split_backward_workspace_bytes(args.n, args.route_count, d, dtype);
+    const int64_t bytes = head_split_backward_workspace_bytes(args.n, args.route_count, d, dtype, c.target());
     workspace = c.allocate({bytes / dtype_size(sum_dtype)}, sum_dtype);
     args.workspace = workspace.data();
   }
@@ -196,6 +196,7 @@ Variable attend(Context& context, const Variable& q, const AttentionSpec& spec, 
   args.v = heads.v.data();
   args.sequences = store.sequences().data();
   args.sequence_count = static_cast<int64_t>(store.sequences().size());
+  args.device_sequences = store.device_sequences();
   args.heads = spec.heads;
   args.kv_heads = spec.kv_heads;
   args.qk_dim = spec.qk_dim;
@@ -205,7 +206,9 @@ Variable attend(Context& context, const Variable& q, const AttentionSpec& spec, 
   args.scale = spec.scale;
   args.window = spec.window;
   args.dropout.rate = context.dropout.attention;
-  args.dropout.key = mix_key(context.dropout.key, layer_key);
+  args.dropout.key =
+      context.dropout.step_key ? layer_key : mix_key(context.dropout.key, layer_key);
+  args.dropout.step_key = context.dropout.step_key;
   context.run(
       context.phase == Phase::kDecode ? attention_decode_table() : attention_forward_table(),
       attention_forward_cost, dtype, args);
@@ -229,6 +232,13 @@ Variable attend(Context& context, const Variable& q, const AttentionSpec& spec, 
       b.dq = dq.data();
       b.dk = dk.data();
       b.dv = dv.data();
+      Tensor workspace;
+      const Dtype sum_dtype = accumulate_dtype(dout.dtype());
+      if (const int64_t bytes = attention_backward_workspace_bytes(q.value.dim(0), spec->heads,
+                                                                   dout.dtype(), c.target())) {
+        workspace = c.allocate({bytes / dtype_size(sum_dtype)}, sum_dtype);
+        b.workspace = workspace.data();
+      }
       c.run(attention_backward_table(), attention_backward_cost, dout.dtype(), b);
       for (const KvRef& ref : spec->keys) store->mark_written(ref);
       for (const KvRef& ref : spec->values) store->mark_written(ref);

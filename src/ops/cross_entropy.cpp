@@ -12,8 +12,9 @@ void cross_entropy_loss(Context& context, const Variable& x, const Parameter& he
   const int64_t n = x.value.dim(0), v = head.value.dim(0);
   Tensor dx;
   if (recording(context)) dx = context.allocate(x.value.shape(), dtype);
-  for (int64_t begin = 0; begin < n; begin += kLossChunkRows) {
-    const int64_t end = std::min(n, begin + kLossChunkRows);
+  const int64_t chunk = loss_chunk_rows(context.target());
+  for (int64_t begin = 0; begin < n; begin += chunk) {
+    const int64_t end = std::min(n, begin + chunk);
     const Tensor rows = x.value.rows(begin, end);
     const Tensor logits = linear_accumulate_dtype(context, rows, head.value);
     Tensor dlogits;

@@ -35,7 +35,8 @@ Tensor apply_dropout(Context& context, const Tensor& x, double rate, uint64_t si
   args.sequence_length = context.dropout.sequence_length;
   args.first_sequence = context.dropout.first_sequence;
   args.rate = rate;
-  args.key = mix_key(context.dropout.key, site);
+  args.key = context.dropout.step_key ? site : mix_key(context.dropout.key, site);
+  args.step_key = context.dropout.step_key;
   context.run(dropout_table(), dropout_cost, x.dtype(), args);
   return y;
 }

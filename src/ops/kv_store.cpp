@@ -21,12 +21,14 @@ KvHeadGrad KvStore::gathered(const KvRef&) {
 }
 
 ActivationKvStore::ActivationKvStore(std::vector<KvStreamSpec> specs, Dtype dtype, int64_t rows,
-                                     std::vector<AttentionSequence> sequences)
+                                     std::vector<AttentionSequence> sequences,
+                                     const AttentionSequence* device_sequences)
     : specs_(std::move(specs)),
       states_(specs_.size()),
       dtype_(dtype),
       rows_(rows),
-      sequences_(std::move(sequences)) {
+      sequences_(std::move(sequences)),
+      device_sequences_(device_sequences) {
   for (size_t s = 0; s < specs_.size(); ++s) {
     states_[s].written.assign(static_cast<size_t>(specs_[s].width / specs_[s].head_dim), 0);
   }

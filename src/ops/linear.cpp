@@ -8,6 +8,12 @@
 namespace heirloom {
 namespace {
 
+void run_gemm(Context& context, Dtype dtype, GemmArgs args) {
+  args.tf32 = context.tf32;
+  if (context.gemms) context.gemms->push_back({args, dtype});
+  context.run(gemm_table(), gemm_cost, dtype, args);
+}
+
 Tensor product(Context& context, const Tensor& x, const Tensor& weight, const Tensor* bias,
                Dtype out_dtype) {
   HEIRLOOM_CHECK(x.shape().rank() == 2 && weight.shape().rank() == 2 && x.dim(1) == weight.dim(1),
@@ -44,7 +50,7 @@ Tensor product(Context& context, const Tensor& x, const Tensor& weight, const Te
     args.ldc = out;
     args.transpose_b = true;
     args.c_is_accumulate_dtype = out_dtype != x.dtype();
-    context.run(gemm_table(), gemm_cost, x.dtype(), args);
+    run_gemm(context, x.dtype(), args);
   }
   return y;
 }
@@ -63,7 +69,7 @@ void linear_backward_input(Context& context, const Tensor& dy, const Tensor& wei
   args.lda = dy.row_stride();
   args.ldb = weight.dim(1);
   args.ldc = dx.row_stride();
-  context.run(gemm_table(), gemm_cost, dy.dtype(), args);
+  run_gemm(context, dy.dtype(), args);
 }
 
 void linear_backward_weight(Context& context, const Tensor& dy, const Tensor& x,
@@ -81,7 +87,7 @@ void linear_backward_weight(Context& context, const Tensor& dy, const Tensor& x,
   args.transpose_a = true;
   args.c_is_accumulate_dtype = dweight.dtype() != dy.dtype();
   args.accumulate = true;
-  context.run(gemm_table(), gemm_cost, dy.dtype(), args);
+  run_gemm(context, dy.dtype(), args);
 }
 
 Variable linear(Context& context, const Variable& x, const Parameter& weight,
@@ -100,7 +106,7 @@ Variable linear(Context& context, const Variable& x, const Parameter& weight,
         args.db = bias->grad.data();
         args.n = dy.dim(0);
         args.c = dy.dim(1);
-        const Tensor workspace = c.allocate({reduction_chunks(args.n), args.c}, bias->grad.dtype());
+        const Tensor workspace = c.allocate({reduction_chunks(args.n, c.target()), args.c}, bias->grad.dtype());
         args.workspace = workspace.data();
         c.run(column_sum_table(), column_sum_cost, dy.dtype(), args);
       }

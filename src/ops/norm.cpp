@@ -64,7 +64,7 @@ AddNorm add_norm(Context& context, const Variable& residual, const Variable& del
           scratch = c.allocate({2, b.c}, sum_dtype);  // frozen: sums go nowhere
         b.dweight = weight->grad.defined() ? weight->grad.data() : scratch.data();
         b.dbias = bias && bias->grad.defined() ? bias->grad.data() : nullptr;
-        const int64_t bytes = norm_backward_workspace_bytes(b.n, b.c, dy.dtype());
+        const int64_t bytes = norm_backward_workspace_bytes(b.n, b.c, dy.dtype(), c.target());
         const Tensor workspace = c.allocate({bytes / dtype_size(sum_dtype)}, sum_dtype);
         b.workspace = workspace.data();
         c.run(norm_backward_table(), norm_backward_cost, dy.dtype(), b);

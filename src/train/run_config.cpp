@@ -112,6 +112,8 @@ void read_train(const Json& json, TrainConfig& t, Problems& problems) {
     d.reject_unknown();
   }
   t.save_dtype = read_dtype(r, "save_dtype");
+  t.tf32 = r.boolean("tf32", false);
+  t.capture = r.boolean("capture", true);
   r.reject_unknown();
 }
 
@@ -135,6 +137,8 @@ void read_optimizer(const Json& json, OptimizerConfig& o, Problems& problems) {
   o.weight_decay = r.number("weight_decay", 0.1, {0, 100});
   o.grad_clip = r.number("grad_clip", 1.0, {0, 1e9});
   o.decay_embeddings = r.boolean("decay_embeddings", true);
+  static constexpr const char* kStates[] = {"float32", "bfloat16"};
+  o.narrow_state = std::string(r.choice("state", "float32", kStates)) == "bfloat16";
   r.reject_unknown();
 }
 
@@ -190,7 +194,9 @@ Json resolved_json(const RunConfig& c) {
        {{"embedding", t.dropout_embedding},
         {"attention", t.dropout_attention},
         {"residual", t.dropout_residual}}},
-      {"save_dtype", dtype(t.save_dtype)}};
+      {"save_dtype", dtype(t.save_dtype)},
+      {"tf32", t.tf32},
+      {"capture", t.capture}};
   const OptimizerConfig& o = c.optimizer;
   j["optimizer"] = {{"name", "adamw"},
                     {"lr", o.lr},
@@ -198,7 +204,8 @@ Json resolved_json(const RunConfig& c) {
                     {"eps", o.eps},
                     {"weight_decay", o.weight_decay},
                     {"grad_clip", o.grad_clip},
-                    {"decay_embeddings", o.decay_embeddings}};
+                    {"decay_embeddings", o.decay_embeddings},
+                    {"state", o.narrow_state ? "bfloat16" : "float32"}};
   j["schedule"] = {{"name", kSchedules[static_cast<size_t>(c.schedule.kind)]},
                    {"warmup_steps", c.schedule.warmup_steps},
                    {"min_lr_ratio", c.schedule.min_lr_ratio},
@@ -243,6 +250,9 @@ RunConfig parse_run_config(const Json& json, const std::string& origin) {
   read_train(section("train"), c.train, problems);
   read_optimizer(section("optimizer"), c.optimizer, problems);
   read_schedule(section("schedule"), c.schedule, c.train.steps, problems);
+  if (c.optimizer.narrow_state && c.train.dtype != Dtype::kBFloat16) {
+    problems.add("optimizer.state", "expected float32 where train.dtype is not bfloat16; got bfloat16");
+  }
   c.output = read_string(r, "output", problems);
   if (c.output.empty() && problems.fine({"output"}))
     problems.add("output", "expected a run directory; got nothing");

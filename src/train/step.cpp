@@ -10,6 +10,9 @@ namespace {
 /// and scratch, the page tables and read buffers of data files. Measured as the difference between
 /// peak residency and plan over the presets, rounded up.
 constexpr int64_t kRuntimeBytes = 16 << 20;
+/// On CUDA what is free is asked after the driver has taken its own; cuBLASLt's workspace, the batch
+/// and the captured graph remain.
+constexpr int64_t kCudaRuntimeBytes = 96 << 20;
 
 std::string gib(int64_t bytes) {
   return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30));
@@ -72,54 +75,69 @@ void MicroBatch::load(int64_t b, const TokenDataset& data, int64_t k, DocumentMa
   }
 }
 
-void train_pass(Context context, Transformer& model, MicroBatch& batch, double scale,
+HostBatch MicroBatch::host() {
+  return {tokens, targets, positions, sequences, nll, length, first_sequence};
+}
+
+namespace {
+
+void run_loss(Context& context, Transformer& model, const DeviceBatch& batch, double scale,
+              Recompute recompute) {
+  ActivationKvStore store(model.stream_specs(), model.dtype(), batch.rows.n,
+                          {batch.sequences.begin(), batch.sequences.end()},
+                          batch.device_sequences);
+  model.loss(context, batch.rows, store, batch.targets, scale, batch.nll, recompute);
+  if (context.tape) context.tape->backward(context);
+}
+
+}  // namespace
+
+void train_pass(Context context, Transformer& model, const DeviceBatch& batch, double scale,
                 Recompute recompute) {
   Tape tape;
   context.tape = &tape;
   context.dropout.first_sequence = batch.first_sequence;
-  context.dropout.sequence_length = batch.length;
-  ActivationKvStore store(model.stream_specs(), model.dtype(), batch.count * batch.length,
-                          batch.sequences);
-  model.loss(context, {batch.tokens.data(), batch.positions.data(), batch.count * batch.length},
-             store, batch.targets.data(), scale, batch.nll.data(), recompute);
-  tape.backward(context);
+  context.dropout.step_key = batch.step_key;
+  context.dropout.sequence_length = batch.sequence_length;
+  run_loss(context, model, batch, scale, recompute);
 }
 
-void evaluation_pass(Context context, Transformer& model, MicroBatch& batch) {
+void evaluation_pass(Context context, Transformer& model, const DeviceBatch& batch) {
   context.tape = nullptr;
   context.dropout = {};
-  ActivationKvStore store(model.stream_specs(), model.dtype(), batch.count * batch.length,
-                          batch.sequences);
-  model.loss(context, {batch.tokens.data(), batch.positions.data(), batch.count * batch.length},
-             store, batch.targets.data(), 1, batch.nll.data());
+  run_loss(context, model, batch, 1, Recompute::kNone);
 }
 
-StepPlan plan_step(const RunConfig& config, int64_t micro_batch_size) {
-  const Device meta{DeviceKind::kMeta, 0};
+StepPlan plan_step(const RunConfig& config, int64_t micro_batch_size, const Device& device) {
+  const Device meta = meta_device(device);
   Transformer model(config.model, meta, config.train.dtype);
   model.ensure_positions(config.train.sequence_length);
   model.parameters().attach_gradients(nullptr);
-  MicroBatch batch(micro_batch_size, config.train.sequence_length);
-  const auto record = [&](KernelCost* cost, auto pass) {
+  MicroBatch host(micro_batch_size, config.train.sequence_length);
+  const DeviceBatch batch = on_host(host.host());
+  const auto record = [&](KernelCost* cost, std::vector<GemmProblem>* gemms, auto pass) {
     Arena arena(meta);
     Context context{arena};
     context.dropout.embedding = config.train.dropout_embedding;
     context.dropout.attention = config.train.dropout_attention;
     context.dropout.residual = config.train.dropout_residual;
+    context.tf32 = config.train.tf32;
     context.cost = cost;
+    context.gemms = gemms;
     pass(context);
     return plan_memory(arena.lifetimes());
   };
   StepPlan plan;
   KernelCost stored_cost;
-  record(&stored_cost, [&](Context& c) { train_pass(c, model, batch, 1, Recompute::kNone); });
+  record(&stored_cost, nullptr, [&](Context& c) { train_pass(c, model, batch, 1, Recompute::kNone); });
   plan.flops_per_token =
       stored_cost.flops / static_cast<double>(micro_batch_size * config.train.sequence_length);
-  plan.train = record(&plan.cost,
-                      [&](Context& c) { train_pass(c, model, batch, 1, config.train.recompute); });
-  plan.evaluation = record(nullptr, [&](Context& c) { evaluation_pass(c, model, batch); });
+  plan.train = record(&plan.cost, &plan.gemms, [&](Context& c) {
+    train_pass(c, model, batch, 1, config.train.recompute);
+  });
+  plan.evaluation = record(nullptr, &plan.gemms, [&](Context& c) { evaluation_pass(c, model, batch); });
 
-  const StateBytes state = state_bytes(model.parameters());
+  const StateBytes state = state_bytes(model.parameters(), config.optimizer.narrow_state);
   RunMemory& m = plan.memory;
   m.weights = state.weights;
   m.master = state.master;
@@ -128,16 +146,17 @@ StepPlan plan_step(const RunConfig& config, int64_t micro_batch_size) {
   m.activations = std::max(plan.train.peak_bytes, plan.evaluation.peak_bytes);
   m.activations_floor = std::max(plan.train.floor_bytes, plan.evaluation.floor_bytes);
   m.tables = model.rope_table_bytes();
-  m.runtime = kRuntimeBytes;
+  m.runtime = device.kind == DeviceKind::kCuda ? kCudaRuntimeBytes : kRuntimeBytes;
   return plan;
 }
 
-void check_memory(const RunConfig& config, const StepPlan& plan, int64_t limit) {
+void check_memory(const RunConfig& config, const StepPlan& plan, int64_t limit,
+                  const Device& device) {
   const int64_t total = plan.memory.total();
   if (total <= limit) return;
   for (int64_t b = config.train.micro_batch_size - 1; b >= 1; --b) {
     if (config.train.batch_size % b != 0) continue;
-    const int64_t smaller = plan_step(config, b).memory.total();
+    const int64_t smaller = plan_step(config, b, device).memory.total();
     if (smaller <= limit) {
       throw_error<OutOfMemoryError>(
           "[memory] the run needs {} with train.micro_batch_size {}; {} are available ({} too "

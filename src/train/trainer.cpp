@@ -4,8 +4,8 @@
 #include <chrono>
 #include <cmath>
 
+#include "heirloom/core/device_runtime.h"
 #include "heirloom/core/log.h"
-#include "heirloom/core/memory.h"
 #include "heirloom/core/rng.h"
 #include "heirloom/data/batch_order.h"
 #include "heirloom/report/metrics_log.h"
@@ -28,7 +28,7 @@ void remove_free_settings(Json& config) {
   for (const char* key : {"validation", "tokenizer"}) config["data"].erase(key);
   for (const char* key :
        {"steps", "eval_every", "eval_batches", "save_every", "keep", "sample_every",
-        "sample_prompt", "sample_tokens", "save_dtype", "recompute"}) {
+        "sample_prompt", "sample_tokens", "save_dtype", "recompute", "capture"}) {
     config["train"].erase(key);
   }
 }
@@ -62,6 +62,48 @@ void check_same_run(Json saved, Json now, const fs::path& checkpoint) {
   }
 }
 
+/// Work that is the same every time but for what lies in the device's memory: run as it is the
+/// first time, captured as a graph the second, and replayed from then on.
+class Replay {
+ public:
+  Replay(const Device& device, bool capture) : device_(device), capture_(capture) {}
+  ~Replay() {
+    if (graph_.handle) device_runtime(device_.kind).destroy(graph_);
+  }
+  Replay(const Replay&) = delete;
+
+  template <class Work>
+  void run(Work work) {
+    if (!capture_ || !std::exchange(warm_, true)) return work();
+    DeviceRuntime& runtime = device_runtime(device_.kind);
+    const Stream stream = device_stream(device_);
+    if (graph_.handle == nullptr) {
+      runtime.begin_capture(stream);
+      try {
+        work();
+      } catch (...) {
+        capture_ = false;
+        abandon(runtime, stream);
+        throw;
+      }
+      graph_ = runtime.end_capture(stream);
+    }
+    runtime.launch(graph_, stream);
+  }
+
+ private:
+  static void abandon(DeviceRuntime& runtime, Stream stream) {
+    try {
+      runtime.destroy(runtime.end_capture(stream));
+    } catch (const Error&) {  // the first error is the one to report
+    }
+  }
+
+  Device device_;
+  bool capture_, warm_ = false;
+  Graph graph_;
+};
+
 class Run {
  public:
   Run(const RunConfig& config, const StepPlan& plan, const TrainerHooks& hooks,
@@ -73,12 +115,17 @@ class Run {
         run_(config.output),
         data_(paths(config.data.train), config.train.sequence_length, config.model.vocab_size),
         order_(data_.sequences(), config.train.batch_size, config.data.shuffle, config.train.seed),
-        model_(config.model, Device{}, config.train.dtype),
+        device_(prepared(options.device, plan, run_)),
+        model_(config.model, device_, config.train.dtype),
         optimizer_(model_.parameters(), config.optimizer),
         batch_(config.train.micro_batch_size, config.train.sequence_length),
-        block_(plan.memory.activations),
-        train_arena_(Device{}, plan.train, block_.data()),
-        evaluation_arena_(Device{}, plan.evaluation, block_.data()) {
+        transfer_(device_, config.train.batch_size / config.train.micro_batch_size),
+        block_(device_, plan.memory.activations),
+        train_arena_(device_, plan.train, block_.data()),
+        evaluation_arena_(device_, plan.evaluation, block_.data()),
+        train_replay_(device_, captures()),
+        evaluation_replay_(device_, captures()),
+        update_replay_(device_, captures()) {
     model_.ensure_positions(config.train.sequence_length);
     if (!config.data.validation.empty()) {
       validation_.emplace(paths({config.data.validation}), config.train.sequence_length,
@@ -126,6 +173,24 @@ class Run {
     return {names.begin(), names.end()};
   }
 
+  /// The run directory and the products' algorithms, before memory is taken.
+  static Device prepared(const Device& device, const StepPlan& plan, const fs::path& run) {
+    std::error_code error;
+    fs::create_directories(run, error);
+    if (error) {
+      throw_error<IoError>("[train] cannot create the run directory {}: {}", run.string(),
+                           error.message());
+    }
+    tune_gemms(device, plan.gemms, (run / "gemm_algorithms.json").string());
+    return device;
+  }
+
+  /// Documents change a pass's grid from batch to batch; else every pass of a run has one shape.
+  bool captures() const {
+    return device_.kind == DeviceKind::kCuda && config_.train.capture &&
+           config_.data.document_mask == DocumentMask::kNone;
+  }
+
   CheckpointContents contents() {
     Json trainer = {
         {"step", step_}, {"tokens", step_ * tokens_per_step()}, {"config", config_.resolved}};
@@ -144,11 +209,6 @@ class Run {
   bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
 
   void begin() {
-    std::error_code error;
-    fs::create_directories(run_, error);
-    if (error)
-      throw_error<IoError>("[train] cannot create the run directory {}: {}", run_.string(),
-                           error.message());
     if (options_.resume == ResumeMode::kNever && has_checkpoints(run_)) {
       throw_error<ConfigError>(
           "[train] expected an output without checkpoints (--resume never); got {}; name another "
@@ -185,37 +245,59 @@ class Run {
           init.residual_factor =
               1 / std::sqrt(2.0 * static_cast<double>(config_.model.num_hidden_layers));
         }
-        initialize(model_.parameters(), config_.train.seed, init, optimizer_.weights(),
-                   optimizer_.weights_dtype());
+        initialize_weights(init);
       }
       optimizer_.publish_weights();
     }
     write_file_atomically(run_ / "config.json", dump_json(config_.resolved, 2) + "\n");
   }
 
+  void initialize_weights(const InitOptions& init) {
+    const int64_t bytes =
+        model_.parameters().elements() * dtype_size(optimizer_.weights_dtype());
+    if (device_.kind == DeviceKind::kCpu) {
+      return initialize(model_.parameters(), config_.train.seed, init, optimizer_.weights(),
+                        optimizer_.weights_dtype());
+    }
+    const HostMemory host(bytes);
+    initialize(model_.parameters(), config_.train.seed, init, host.data(),
+               optimizer_.weights_dtype());
+    DeviceRuntime& runtime = device_runtime(device_.kind);
+    runtime.copy_to_device(optimizer_.weights(), host.data(), bytes, device_stream(device_));
+    runtime.synchronize(device_stream(device_));
+  }
+
   void train_step() {
     const Clock::time_point start = Clock::now();
     const TrainConfig& t = config_.train;
+    const double lr = learning_rate(config_.schedule, config_.optimizer.lr, step_ + 1, t.steps);
+    const uint64_t step_key =
+        mix_key(mix_key(t.seed, hash_name("dropout")), static_cast<uint64_t>(step_));
+    optimizer_.prepare(step_ + 1, lr, t.seed);
     optimizer_.zero_gradients();
-    double nll_sum = 0;
-    for (int64_t first = 0; first < t.batch_size; first += t.micro_batch_size) {
+    for (int64_t first = 0, slot = 0; first < t.batch_size; first += t.micro_batch_size, ++slot) {
       batch_.begin(static_cast<uint32_t>(first));
       for (int64_t b = 0; b < t.micro_batch_size; ++b) {
         batch_.load(b, data_, order_.sequence(step_, first + b), config_.data.document_mask,
                     config_.model.eos_token_ids);
       }
-      train_arena_.begin_step();
-      Context context{train_arena_};
-      context.dropout.embedding = t.dropout_embedding;
-      context.dropout.attention = t.dropout_attention;
-      context.dropout.residual = t.dropout_residual;
-      context.dropout.key =
-          mix_key(mix_key(t.seed, hash_name("dropout")), static_cast<uint64_t>(step_));
-      train_pass(context, model_, batch_, 1.0 / static_cast<double>(tokens_per_step()),
-                 t.recompute);
-      for (const double nll : batch_.nll) nll_sum += nll;
+      const DeviceBatch batch =
+          transfer_.send(batch_.host(), slot, step_key, true, config_.model.vocab_size);
+      train_replay_.run([&] {
+        train_arena_.begin_step();
+        Context context{train_arena_};
+        context.tf32 = t.tf32;
+        context.dropout.embedding = t.dropout_embedding;
+        context.dropout.attention = t.dropout_attention;
+        context.dropout.residual = t.dropout_residual;
+        context.dropout.key = step_key;
+        train_pass(context, model_, batch, 1.0 / static_cast<double>(tokens_per_step()),
+                   t.recompute);
+      });
+      transfer_.receive(slot);
     }
-    const double loss = nll_sum / static_cast<double>(tokens_per_step());
+    update_replay_.run([&] { optimizer_.update(); });
+    const double loss = received_loss() / static_cast<double>(tokens_per_step());
     const double norm = optimizer_.gradient_norm();
     if (!std::isfinite(loss) || !std::isfinite(norm)) {
       throw_error<Error>(
@@ -224,9 +306,6 @@ class Run {
           "lower optimizer.lr, set optimizer.grad_clip, or look at the data of this step",
           loss, norm, step_ + 1, (run_ / "checkpoints").string());
     }
-    const double lr = learning_rate(config_.schedule, config_.optimizer.lr, step_ + 1, t.steps);
-    const double clip = config_.optimizer.grad_clip;
-    optimizer_.update(step_ + 1, lr, clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1.0);
     ++step_;
 
     StepReport report;
@@ -245,6 +324,14 @@ class Run {
     metrics_->step(report);
     events_->step(report);
     if (!options_.quiet) progress_->update(report);
+  }
+
+  /// Adds the losses of all passes since the last call to `sum`, row by row; waits for the device.
+  double received_loss(double sum = 0) {
+    transfer_.finish([&](std::span<const double> nll) {
+      for (const double x : nll) sum += x;
+    });
+    return sum;
   }
 
   void evaluate_if_due() {
@@ -266,9 +353,15 @@ class Run {
           batch_.load_padding(b);
         }
       }
-      evaluation_arena_.begin_step();
-      evaluation_pass(Context{evaluation_arena_}, model_, batch_);
-      for (const double nll : batch_.nll) nll_sum += nll;
+      const DeviceBatch batch = transfer_.send(batch_.host(), 0, 0, false, 0);
+      evaluation_replay_.run([&] {
+        evaluation_arena_.begin_step();
+        Context context{evaluation_arena_};
+        context.tf32 = t.tf32;
+        evaluation_pass(context, model_, batch);
+      });
+      transfer_.receive(0);
+      nll_sum = received_loss(nll_sum);
     }
     const double loss = nll_sum / static_cast<double>(sequences * t.sequence_length);
     metrics_->evaluation(step_, loss);
@@ -324,11 +417,14 @@ class Run {
   TokenDataset data_;
   std::optional<TokenDataset> validation_;
   BatchOrder order_;
+  Device device_;
   Transformer model_;
   Optimizer optimizer_;
   MicroBatch batch_;
-  HostMemory block_;
+  BatchTransfer transfer_;
+  DeviceMemory block_;
   Arena train_arena_, evaluation_arena_;
+  Replay train_replay_, evaluation_replay_, update_replay_;
   int64_t step_ = 0, first_step_ = 0;
   bool already_evaluated_ = false;
   std::vector<Sample> samples_;
@@ -342,7 +438,10 @@ class Run {
 
 TrainOutcome train(const RunConfig& config, const StepPlan& plan, const TrainerHooks& hooks,
                    const TrainerOptions& options) {
-  check_memory(config, plan, options.memory_limit > 0 ? options.memory_limit : available_memory());
+  const int64_t available =
+      device_runtime(options.device.kind).available_bytes(options.device.index);
+  check_memory(config, plan, options.memory_limit > 0 ? options.memory_limit : available,
+               options.device);
   return Run(config, plan, hooks, options).run();
 }
 

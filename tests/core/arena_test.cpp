@@ -50,29 +50,30 @@ void expect_sound(const std::vector<BufferLifetime>& lifetimes, const MemoryPlan
 
 TEST(PlanMemory, KnownExample) {
   // Largest first: b at 0; c lives beside b, so above it; a has ended before c begins.
-  const std::vector<BufferLifetime> lifetimes = {{64, 0, 2}, {192, 1, 5}, {128, 3, 6}, {64, 5, 7}};
+  const std::vector<BufferLifetime> lifetimes = {
+      {256, 0, 2}, {768, 1, 5}, {512, 3, 6}, {256, 5, 7}};
   const MemoryPlan plan = plan_memory(lifetimes);
-  EXPECT_EQ(plan.offsets, (std::vector<int64_t>{192, 0, 192, 0}));
-  EXPECT_EQ(plan.peak_bytes, 320);
-  EXPECT_EQ(plan.floor_bytes, 320);
+  EXPECT_EQ(plan.offsets, (std::vector<int64_t>{768, 0, 768, 0}));
+  EXPECT_EQ(plan.peak_bytes, 1280);
+  EXPECT_EQ(plan.floor_bytes, 1280);
   expect_sound(lifetimes, plan);
 }
 
 TEST(PlanMemory, FillsTheLowestGapThatIsWideEnough) {
-  // Once the second and the fourth have ended, holes of 448 bytes at 512 and of 320 at 1344 are left.
-  const std::vector<BufferLifetime> lifetimes = {{512, 0, 9}, {448, 0, 2}, {384, 0, 9},
-                                                 {320, 0, 2}, {256, 0, 9}, {256, 3, 9},
-                                                 {128, 3, 9}, {128, 3, 9}};
+  // Once the second and the fourth have ended, holes of 1792 bytes at 2048 and of 1280 at 5376 are left.
+  const std::vector<BufferLifetime> lifetimes = {{2048, 0, 9}, {1792, 0, 2}, {1536, 0, 9},
+                                                 {1280, 0, 2}, {1024, 0, 9}, {1024, 3, 9},
+                                                 {512, 3, 9},  {512, 3, 9}};
   const MemoryPlan plan = plan_memory(lifetimes);
   expect_sound(lifetimes, plan);
-  EXPECT_EQ(plan.offsets, (std::vector<int64_t>{0, 512, 960, 1344, 1664, 512, 768, 1344}));
+  EXPECT_EQ(plan.offsets, (std::vector<int64_t>{0, 2048, 3840, 5376, 6656, 2048, 3072, 5376}));
 }
 
 TEST(PlanMemory, NothingAndEmptyBuffers) {
   const MemoryPlan none = plan_memory({});
   EXPECT_EQ(none.peak_bytes, 0);
   EXPECT_EQ(none.floor_bytes, 0);
-  const std::vector<BufferLifetime> lifetimes = {{0, 0, 3}, {64, 1, 2}};
+  const std::vector<BufferLifetime> lifetimes = {{0, 0, 3}, {256, 1, 2}};
   expect_sound(lifetimes, plan_memory(lifetimes));
 }
 
@@ -115,21 +116,21 @@ TEST(Arena, RecordModeSeesLifetimes) {
   Tensor view = a.rows(1, 2);
   a = Tensor();  // the view keeps the buffer
   Tensor b = arena.allocate({1}, Dtype::kBFloat16);
-  EXPECT_EQ(arena.live_bytes(), 192);
+  EXPECT_EQ(arena.live_bytes(), 2 * kArenaAlignment);
   view = Tensor();
-  const Tensor c = arena.allocate({64}, Dtype::kInt32);
+  const Tensor c = arena.allocate({65}, Dtype::kInt32);  // 260 bytes
   EXPECT_EQ(arena.allocations(), 3);
   b = Tensor();
   const std::vector<BufferLifetime>& seen = arena.lifetimes();
   ASSERT_EQ(seen.size(), 3u);
-  EXPECT_EQ(seen[0].bytes, 128);
-  EXPECT_EQ(seen[1].bytes, 64);
-  EXPECT_EQ(seen[2].bytes, 256);
+  EXPECT_EQ(seen[0].bytes, kArenaAlignment);
+  EXPECT_EQ(seen[1].bytes, kArenaAlignment);
+  EXPECT_EQ(seen[2].bytes, 2 * kArenaAlignment);
   EXPECT_LT(seen[0].begin, seen[1].begin);
   EXPECT_LT(seen[1].begin, seen[0].end);  // both alive
   EXPECT_LT(seen[0].end, seen[2].begin);  // reusable
   EXPECT_LT(seen[2].begin, seen[1].end);
-  EXPECT_EQ(arena.peak_bytes(), 320);
+  EXPECT_EQ(arena.peak_bytes(), 3 * kArenaAlignment);
 }
 
 TEST(Arena, PlannedModeRepeatsAddressesWithinThePlan) {
@@ -160,10 +161,10 @@ TEST(Arena, PlannedModeRefusesAStepThatDiffers) {
   const HostMemory block(plan.peak_bytes);
   Arena arena(kCpu, plan, block.data());
   try {
-    some_step(arena, 117);
+    some_step(arena, 197);
     FAIL() << "another size passed";
   } catch (const InternalError& e) {
-    EXPECT_NE(std::string(e.what()).find("expected allocation 1 of 448 bytes; got 512 bytes"),
+    EXPECT_NE(std::string(e.what()).find("expected allocation 1 of 512 bytes; got 1024 bytes"),
               std::string::npos)
         << e.what();
   }

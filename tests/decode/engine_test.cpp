@@ -53,7 +53,7 @@ EngineOptions options_for(int64_t sequences, int64_t tokens) {
 
 class EngineVariantTest : public ::testing::TestWithParam<Variant> {
  protected:
-  static void SetUpTestSuite() { register_cpu_kernels(); }
+  static void SetUpTestSuite() { register_kernels(); }
 };
 
 TEST_P(EngineVariantTest, PrefillAndDecodeEqualTheFullForward) {
@@ -155,7 +155,7 @@ Variant variant_named(const std::string& name) {
 }
 
 TEST(Engine, DecodeRunsOneRowPerNewTokenWhateverThePrefix) {
-  register_cpu_kernels();
+  register_kernels();
   const ModelConfig config = variant_config(variant_named("skipv1"));
   Transformer model(config, Device{}, Dtype::kFloat32);
   put_weights(model.parameters(), random_weights(model.parameters(), 1));
@@ -201,7 +201,7 @@ TEST(Engine, PromptsSkipTheUpperHalfOfYoco) {
 }
 
 TEST(Engine, StopsAtEosAndAtLength) {
-  register_cpu_kernels();
+  register_kernels();
   const ModelConfig config = variant_config(variant_named("mha"));
   Transformer model(config, Device{}, Dtype::kFloat32);
   put_weights(model.parameters(), random_weights(model.parameters(), 1));
@@ -223,7 +223,7 @@ TEST(Engine, StopsAtEosAndAtLength) {
 }
 
 TEST(Engine, BadPromptsAreReportedAndTheOthersRun) {
-  register_cpu_kernels();
+  register_kernels();
   const ModelConfig config = variant_config(variant_named("gpt2"));
   Transformer model(config, Device{}, Dtype::kFloat32);
   put_weights(model.parameters(), random_weights(model.parameters(), 1));

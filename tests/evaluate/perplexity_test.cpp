@@ -60,7 +60,7 @@ std::vector<double> direct_nll(Transformer& model, std::span<const int32_t> toke
 
 class PerplexityTest : public testing::Test {
  protected:
-  PerplexityTest() { register_cpu_kernels(); }
+  PerplexityTest() { register_kernels(); }
 
   static std::vector<std::vector<double>> windows_of(Transformer& model, const SequenceSet& set,
                                                      const PerplexityOptions& options,

@@ -29,9 +29,21 @@ State initial_state() {
   return s;
 }
 
-/// One step with gradients of `seed`; the weight copy exists where T is not A.
+/// What the t-th step passes.
+AdamwScalars scalars_of(int64_t t) {
+  const AdamwArgs args;
+  AdamwScalars s;
+  s.lr = 3e-3;
+  s.bias_correction1 = 1 - std::pow(args.beta1, t);
+  s.bias_correction2 = 1 - std::pow(args.beta2, t);
+  s.grad_scale = 0.37;
+  return s;
+}
+
+/// One step with gradients of seed t; the weight copy exists where T is not A.
 template <class T>
-State step(const State& before, int64_t t, KernelTable<AdamwArgs>::Function f) {
+State step(const State& before, int64_t t, KernelTable<AdamwArgs>::Function f,
+           const AdamwScalars& scalars) {
   using A = compute_t<T>;
   constexpr bool kHasCopy = !std::is_same_v<T, A>;
   std::vector<FencedBuffer<A>> master, grad, m, v;
@@ -41,7 +53,7 @@ State step(const State& before, int64_t t, KernelTable<AdamwArgs>::Function f) {
     master.emplace_back(before.master[k]);
     m.emplace_back(before.m[k]);
     v.emplace_back(before.v[k]);
-    weight.emplace_back(kSizes[k]);
+    weight.emplace_back(before.weight[k]);
     grad.emplace_back(rounded<float>(random_values(kSizes[k], 100 * static_cast<uint64_t>(t) + k)));
     OptimizerSegment s;
     s.master = master.back().data();
@@ -56,10 +68,8 @@ State step(const State& before, int64_t t, KernelTable<AdamwArgs>::Function f) {
   AdamwArgs args;
   args.segments = segments.data();
   args.segment_count = static_cast<int64_t>(segments.size());
-  args.lr = 3e-3;
-  args.bias_correction1 = 1 - std::pow(args.beta1, t);
-  args.bias_correction2 = 1 - std::pow(args.beta2, t);
-  args.grad_scale = 0.37;
+  args.runs = number_runs(segments.data(), args.segment_count);
+  args.scalars = &scalars;
   f(args, {});
   State after;
   for (size_t k = 0; k < std::size(kSizes); ++k) {
@@ -78,8 +88,10 @@ TEST(AdamwTest, MatchesTheReference) {
     const auto f = adamw_table().get(DeviceKind::kCpu, kDtypeOf<T>);
     for (const int64_t t : {1, 7}) {
       const State start = initial_state();
-      const State actual = step<T>(start, t, f), naive = step<T>(start, t, reference::adamw<T>);
-      const State exact = step<double>(start, t, reference::adamw<double>);
+      const AdamwScalars now = scalars_of(t);
+      const State actual = step<T>(start, t, f, now);
+      const State naive = step<T>(start, t, reference::adamw<T>, now);
+      const State exact = step<double>(start, t, reference::adamw<double>, now);
       for (size_t k = 0; k < std::size(kSizes); ++k) {
         expect_as_good_as_naive<A>(actual.master[k], naive.master[k], exact.master[k], "master");
         expect_as_good_as_naive<A>(actual.m[k], naive.m[k], exact.m[k], "m");
@@ -90,9 +102,27 @@ TEST(AdamwTest, MatchesTheReference) {
       }
     }
     expect_same_for_any_threads([&] {
-      const State s = step<T>(initial_state(), 2, f);
+      const State s = step<T>(initial_state(), 2, f, scalars_of(2));
       return concatenated({s.master[4], s.weight[4], s.m[4], s.v[4], s.master[3]});
     });
+  });
+}
+
+TEST(AdamwTest, AGradScaleOfNanChangesNothing) {
+  register_cpu_kernels();
+  for_each_dtype(adamw_table(), [&]<class T>() {
+    const State start = initial_state();
+    AdamwScalars now = scalars_of(3);
+    now.grad_scale = std::nan("");
+    for (const auto f : {adamw_table().get(DeviceKind::kCpu, kDtypeOf<T>), &reference::adamw<T>}) {
+      const State after = step<T>(start, 3, f, now);
+      EXPECT_EQ(after.master, start.master);
+      EXPECT_EQ(after.m, start.m);
+      EXPECT_EQ(after.v, start.v);
+      if (std::is_same_v<T, bfloat16>) {
+        EXPECT_EQ(after.weight, start.weight);
+      }
+    }
   });
 }
 
@@ -107,17 +137,246 @@ TEST(AdamwTest, OneStepByHand) {
   s.v = v.data();
   s.n = 2;
   s.weight_decay = 0.5;
+  AdamwScalars now;
+  now.lr = 0.1;
+  now.bias_correction1 = 0.1;
+  now.bias_correction2 = 0.05;
   AdamwArgs args;
   args.segments = &s;
   args.segment_count = 1;
-  args.lr = 0.1;
-  args.bias_correction1 = 0.1;
-  args.bias_correction2 = 0.05;
+  args.runs = number_runs(&s, 1);
+  args.scalars = &now;
   adamw_table().get(DeviceKind::kCpu, Dtype::kFloat32)(args, {});
   EXPECT_NEAR(w.values()[0], 1 - 0.1 * (1 + 0.5), 1e-6);
   EXPECT_NEAR(w.values()[1], -2 - 0.1 * (-1 - 1.0), 1e-6);
   EXPECT_NEAR(m.values()[1], -0.4, 1e-6);
   EXPECT_NEAR(v.values()[1], 0.8, 1e-6);
+}
+
+/// Narrow state of two segments of which the first has more than one run.
+struct Narrow {
+  Values w, m, v;
+};
+constexpr int64_t kNarrowSizes[] = {20001, 77};
+
+/// One step from fixed random weights, moments and gradients.
+template <class T>
+Narrow narrow_step(const AdamwArgs& options, const AdamwScalars& scalars,
+                   KernelTable<AdamwArgs>::Function f, double weight_decay = 0.1) {
+  uint64_t seed = 1;
+  std::vector<FencedBuffer<T>> w, m, v;
+  std::vector<FencedBuffer<compute_t<T>>> grad;
+  std::vector<OptimizerSegment> segments;
+  for (const int64_t n : kNarrowSizes) {
+    w.emplace_back(random_values(n, seed++));
+    m.emplace_back(random_values(n, seed++, 0.1));
+    Values squares = random_values(n, seed++, 0.01);
+    for (double& x : squares) x = std::abs(x);
+    v.emplace_back(squares);
+    grad.emplace_back(rounded<float>(random_values(n, seed++)));
+    OptimizerSegment s;
+    s.weight = w.back().data();
+    s.grad = grad.back().data();
+    s.m = m.back().data();
+    s.v = v.back().data();
+    s.n = n;
+    s.weight_decay = weight_decay;
+    segments.push_back(s);
+  }
+  AdamwArgs args = options;
+  args.narrow_state = true;
+  args.segments = segments.data();
+  args.segment_count = 2;
+  args.runs = number_runs(segments.data(), 2);
+  args.scalars = &scalars;
+  f(args, {});
+  return {concatenated({w[0].values(), w[1].values()}),
+          concatenated({m[0].values(), m[1].values()}),
+          concatenated({v[0].values(), v[1].values()})};
+}
+
+/// The two neighbours of x in bfloat16 are at most this far apart.
+double bfloat16_gap(double x) { return std::ldexp(1.0, std::ilogb(x == 0 ? 1e-30 : x) - 7); }
+
+TEST(NarrowAdamwTest, RoundsToANeighbourWithoutBias) {
+  register_cpu_kernels();
+  // What is rounded, from the same bfloat16 start.
+  const AdamwScalars now = scalars_of(5);
+  const auto exact_of = [&] {
+    const Narrow start = narrow_step<bfloat16>({}, AdamwScalars{.grad_scale = std::nan("")},
+                                               reference::adamw<bfloat16>);
+    FencedBuffer<double> w(start.w), m(start.m), v(start.v);
+    const Values grad = concatenated({rounded<float>(random_values(kNarrowSizes[0], 4)),
+                                      rounded<float>(random_values(kNarrowSizes[1], 8))});
+    FencedBuffer<double> g(grad);
+    OptimizerSegment s;
+    s.weight = w.data();
+    s.grad = g.data();
+    s.m = m.data();
+    s.v = v.data();
+    s.n = w.size();
+    s.weight_decay = 0.1;
+    AdamwArgs args;
+    args.segments = &s;
+    args.segment_count = 1;
+    args.runs = number_runs(&s, 1);
+    args.scalars = &now;
+    args.narrow_state = true;
+    reference::adamw<double>(args, {});
+    return Narrow{w.values(), m.values(), v.values()};
+  };
+  const Narrow exact = exact_of();
+  const auto f = adamw_table().get(DeviceKind::kCpu, Dtype::kBFloat16);
+  constexpr int kKeys = 64;
+  Narrow mean{Values(exact.w.size()), Values(exact.w.size()), Values(exact.w.size())};
+  for (uint64_t key = 0; key < kKeys; ++key) {
+    AdamwScalars with_key = now;
+    with_key.rounding_key = mix_key(17, key);
+    const Narrow r = narrow_step<bfloat16>({}, with_key, f);
+    for (size_t i = 0; i < exact.w.size(); ++i) {
+      ASSERT_LE(std::abs(r.w[i] - exact.w[i]), 1.01 * bfloat16_gap(exact.w[i])) << i;
+      ASSERT_LE(std::abs(r.m[i] - exact.m[i]), 1.01 * bfloat16_gap(exact.m[i])) << i;
+      ASSERT_LE(std::abs(r.v[i] - exact.v[i]), 1.01 * bfloat16_gap(exact.v[i])) << i;
+      mean.w[i] += r.w[i] / kKeys;
+      mean.m[i] += r.m[i] / kKeys;
+      mean.v[i] += r.v[i] / kKeys;
+    }
+  }
+  // In units of the gap an element's mean has a deviation of at most 1/2 / sqrt(keys), and the mean
+  // over all elements one of 1/2 / sqrt(keys elements).
+  const auto check = [&](const Values& actual, const Values& want, const std::string& what) {
+    double bias = 0, worst = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      const double error = (actual[i] - want[i]) / bfloat16_gap(want[i]);
+      bias += error / static_cast<double>(want.size());
+      worst = std::max(worst, std::abs(error));
+    }
+    EXPECT_LT(std::abs(bias), 5 * 0.5 / std::sqrt(kKeys * static_cast<double>(want.size())))
+        << what;
+    EXPECT_LT(worst, 6 * 0.5 / std::sqrt(kKeys)) << what;
+  };
+  check(mean.w, exact.w, "w");
+  check(mean.m, exact.m, "m");
+  check(mean.v, exact.v, "v");
+}
+
+TEST(NarrowAdamwTest, ExactValuesStayExact) {
+  register_cpu_kernels();
+  // Without a step nothing is cut off: with lr 0 and b1 = b2 = 1 every value is a bfloat16 already.
+  AdamwArgs args;
+  args.beta1 = args.beta2 = 1;
+  AdamwScalars now;
+  now.rounding_key = 99;
+  AdamwScalars skipped;
+  skipped.grad_scale = std::nan("");
+  for (const auto f :
+       {adamw_table().get(DeviceKind::kCpu, Dtype::kBFloat16), &reference::adamw<bfloat16>}) {
+    const Narrow start = narrow_step<bfloat16>(args, skipped, f);
+    const Narrow after = narrow_step<bfloat16>(args, now, f);
+    EXPECT_EQ(after.w, start.w);
+    EXPECT_EQ(after.m, start.m);
+    EXPECT_EQ(after.v, start.v);
+  }
+}
+
+/// Coefficients with which every float32 operation but the last is exact, so that all code rounds
+/// the same values: b1 = b2 = 0 and eps 0 give m = g, v = g^2 and a step of lr sign(g).
+AdamwArgs sign_descent() {
+  AdamwArgs args;
+  args.beta1 = args.beta2 = args.eps = 0;
+  return args;
+}
+
+TEST(NarrowAdamwTest, SameBitsAsTheReferenceAndForAnyNumberOfThreads) {
+  register_cpu_kernels();
+  const auto f = adamw_table().get(DeviceKind::kCpu, Dtype::kBFloat16);
+  AdamwScalars now;
+  now.rounding_key = 0x123456789abcdef0;
+  for (const double lr : {0x1p-11, 0x1p-14}) {
+    now.lr = lr;
+    const Narrow r = narrow_step<bfloat16>(sign_descent(), now, f, 0);
+    const Narrow naive = narrow_step<bfloat16>(sign_descent(), now, reference::adamw<bfloat16>, 0);
+    EXPECT_EQ(r.w, naive.w);
+    EXPECT_EQ(r.m, naive.m);
+    EXPECT_EQ(r.v, naive.v);
+  }
+  expect_same_for_any_threads([&] {
+    const Narrow r = narrow_step<bfloat16>({}, scalars_of(3), f);
+    return concatenated({r.w, r.m, r.v});
+  });
+}
+
+TEST(NarrowAdamwTest, StepsSmallerThanHalfAUnitAreNotLost) {
+  register_cpu_kernels();
+  // 400 steps of -2^-12 from 1: rounding to nearest never leaves 1, where the gap is 2^-8 below.
+  constexpr int64_t kCount = 512;
+  const auto f = adamw_table().get(DeviceKind::kCpu, Dtype::kBFloat16);
+  FencedBuffer<bfloat16> w(Values(kCount, 1.0)), m(Values(kCount, 0.0)), v(Values(kCount, 0.0));
+  FencedBuffer<float> grad(Values(kCount, 1.0));
+  OptimizerSegment s;
+  s.weight = w.data();
+  s.grad = grad.data();
+  s.m = m.data();
+  s.v = v.data();
+  s.n = kCount;
+  AdamwScalars now;
+  now.lr = 0x1p-12;
+  AdamwArgs args = sign_descent();
+  args.narrow_state = true;
+  args.segments = &s;
+  args.segment_count = 1;
+  args.runs = number_runs(&s, 1);
+  args.scalars = &now;
+  for (uint64_t t = 0; t < 400; ++t) {
+    now.rounding_key = mix_key(3, t);
+    f(args, {});
+  }
+  double mean = 0;
+  for (const double x : w.values()) mean += x / kCount;
+  EXPECT_NEAR(mean, 1 - 400 * 0x1p-12, 0.003);
+}
+
+TEST(NarrowAdamwTest, NanAndInfinityStayWhatTheyAre) {
+  register_cpu_kernels();
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const auto f :
+       {adamw_table().get(DeviceKind::kCpu, Dtype::kBFloat16), &reference::adamw<bfloat16>}) {
+    FencedBuffer<bfloat16> w(Values{1, 1}), m(Values{0, infinity}), v(Values{0, 1});
+    FencedBuffer<float> grad(Values{std::nan(""), 0});
+    OptimizerSegment s;
+    s.weight = w.data();
+    s.grad = grad.data();
+    s.m = m.data();
+    s.v = v.data();
+    s.n = 2;
+    AdamwScalars now;
+    now.rounding_key = 5;
+    AdamwArgs args;
+    args.narrow_state = true;
+    args.segments = &s;
+    args.segment_count = 1;
+    args.runs = number_runs(&s, 1);
+    args.scalars = &now;
+    f(args, {});
+    EXPECT_TRUE(std::isnan(m.values()[0]));
+    EXPECT_TRUE(std::isnan(v.values()[0]));
+    EXPECT_EQ(m.values()[1], infinity);
+  }
+}
+
+TEST(NarrowAdamwTest, WhereTIsANothingIsRounded) {
+  register_cpu_kernels();
+  const auto check = [&]<class T>(T) {
+    const AdamwScalars now = scalars_of(4);
+    const auto f = adamw_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+    const Narrow actual = narrow_step<T>({}, now, f);
+    const Narrow naive = narrow_step<T>({}, now, reference::adamw<T>);
+    EXPECT_LT(max_error(actual.w, naive.w), 1e-6);
+    EXPECT_LT(max_error(actual.m, naive.m), 1e-6);
+    EXPECT_LT(max_error(actual.v, naive.v), 1e-6);
+  };
+  check(float{});
+  check(double{});
 }
 
 template <class T>
@@ -131,13 +390,15 @@ double sum_squares(const std::vector<Values>& parts, KernelTable<SumSquaresArgs>
     s.n = buffers.back().size();
     segments.push_back(s);
   }
-  double result = -1;
   SumSquaresArgs args;
   args.segments = segments.data();
   args.segment_count = static_cast<int64_t>(segments.size());
-  args.result = &result;
+  args.runs = number_runs(segments.data(), args.segment_count);
+  FencedBuffer<double> workspace(args.runs), result(1);
+  args.workspace = workspace.data();
+  args.result = result.data();
   f(args, {});
-  return result;
+  return result.values()[0];
 }
 
 TEST(SumSquaresTest, MatchesTheReference) {
@@ -145,16 +406,56 @@ TEST(SumSquaresTest, MatchesTheReference) {
   for_each_dtype(sum_squares_table(), [&]<class T>() {
     const auto f = sum_squares_table().get(DeviceKind::kCpu, kDtypeOf<T>);
     EXPECT_EQ(sum_squares<T>({}, f), 0);
-    const std::vector<Values> parts = {
-        rounded<float>(random_values(3, 1)), {}, rounded<float>(random_values(100003, 2))};
+    const std::vector<Values> parts = {rounded<float>(random_values(3, 1)),
+                                       {},
+                                       rounded<float>(random_values(100003, 2)),
+                                       rounded<float>(random_values(kOptimizerRun, 3)),
+                                       {}};
     const double exact = sum_squares<double>(parts, reference::sum_squares<double>);
     EXPECT_NEAR(sum_squares<T>(parts, f), exact, 1e-13 * exact);
     expect_same_for_any_threads([&] { return Values{sum_squares<T>(parts, f)}; });
   });
-  // More runs than are held at a time.
-  const std::vector<Values> large = {Values(16384 * 1025 + 1, 2.0)};
-  EXPECT_EQ(sum_squares<float>(large, sum_squares_table().get(DeviceKind::kCpu, Dtype::kFloat32)),
-            4.0 * (16384 * 1025 + 1));
+}
+
+TEST(SumSquaresTest, RunsAreNumberedThroughAllSegments) {
+  OptimizerSegment s[5];
+  const int64_t sizes[] = {1, 0, kOptimizerRun, kOptimizerRun + 1, 0};
+  for (size_t k = 0; k < 5; ++k) s[k].n = sizes[k];
+  EXPECT_EQ(number_runs(s, 5), 4);
+  EXPECT_EQ(s[0].first_run, 0);
+  EXPECT_EQ(s[1].first_run, 1);
+  EXPECT_EQ(s[2].first_run, 1);
+  EXPECT_EQ(s[3].first_run, 2);
+  EXPECT_EQ(s[4].first_run, 4);
+  EXPECT_EQ(number_runs(nullptr, 0), 0);
+}
+
+TEST(GradScaleTest, ByHand) {
+  register_cpu_kernels();
+  const auto run = [](KernelTable<GradScaleArgs>::Function f, double squares, double clip) {
+    FencedBuffer<double> sum(Values{squares}), norm(1), scale(1);
+    GradScaleArgs args;
+    args.sum_squares = sum.data();
+    args.clip = clip;
+    args.norm = norm.data();
+    args.grad_scale = scale.data();
+    f(args, {});
+    return std::pair(norm.values()[0], scale.values()[0]);
+  };
+  for_each_dtype(grad_scale_table(), [&]<class T>() {
+    const auto f = grad_scale_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+    EXPECT_EQ(run(f, 16, 0), std::pair(4.0, 1.0));
+    EXPECT_EQ(run(f, 16, 1), std::pair(4.0, 1 / (4 + 1e-6)));
+    EXPECT_EQ(run(f, 16, 5), std::pair(4.0, 1.0));
+    EXPECT_EQ(run(f, 0, 1), std::pair(0.0, 1.0));
+    for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+      for (const double clip : {0.0, 1.0}) {
+        const auto [norm, scale] = run(f, bad, clip);
+        EXPECT_FALSE(std::isfinite(norm));
+        EXPECT_TRUE(std::isnan(scale)) << bad << " " << clip;
+      }
+    }
+  });
 }
 
 TEST(OptimizerTest, CostByHand) {
@@ -169,10 +470,14 @@ TEST(OptimizerTest, CostByHand) {
   EXPECT_EQ(adamw_cost(a, Dtype::kBFloat16).bytes_read, 15 * 16);
   EXPECT_EQ(adamw_cost(a, Dtype::kBFloat16).bytes_written, 15 * 14);
   EXPECT_EQ(adamw_cost(a, Dtype::kBFloat16).flops, 15 * 14);
+  a.narrow_state = true;
+  EXPECT_EQ(adamw_cost(a, Dtype::kBFloat16).bytes_read, 15 * (4 + 6));
+  EXPECT_EQ(adamw_cost(a, Dtype::kBFloat16).bytes_written, 15 * 6);
   SumSquaresArgs q;
   q.segments = s;
   q.segment_count = 2;
   EXPECT_EQ(sum_squares_cost(q, Dtype::kFloat32).bytes_read, 60);
+  EXPECT_EQ(grad_scale_cost({}, Dtype::kFloat32).bytes(), 24);
 }
 
 }  // namespace

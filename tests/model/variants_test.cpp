@@ -81,7 +81,7 @@ double twin_loss(const Twin& twin, const Batch& batch) {
 
 class VariantTest : public ::testing::TestWithParam<Variant> {
  protected:
-  static void SetUpTestSuite() { register_cpu_kernels(); }
+  static void SetUpTestSuite() { register_kernels(); }
 };
 
 TEST_P(VariantTest, ValuesAndGradientsEqualTheTwin) {
@@ -222,7 +222,7 @@ INSTANTIATE_TEST_SUITE_P(Schemes, VariantTest, ::testing::ValuesIn(variants()),
                          });
 
 TEST(Identities, GqaEqualsMhaWithRepeatedWeights) {
-  register_cpu_kernels();
+  register_kernels();
   const ModelConfig gqa =
       variant_config({"gqa", R"({"num_key_value_heads": 2, "kv_sharing": {"scheme": "skipv1"}})"});
   const ModelConfig mha = variant_config({"mha", R"({"kv_sharing": {"scheme": "skipv1"}})"});

@@ -167,7 +167,7 @@ TEST(Gradient, Embedding) {
     c.parameters = {leaf({7, 4}, 1)};
     if (with_positions) c.parameters.push_back(leaf({3, 4}, 2));
     c.graph = [=](Context& context, const Leaves& l) {
-      return Variables{embedding(context, tokens.data(), positions.data(), 5, l.parameters[0],
+      return Variables{embedding(context, {tokens.data(), positions.data(), 5}, l.parameters[0],
                                  with_positions ? &l.parameters[1] : nullptr)};
     };
     check(c, with_positions ? "embedding, positions" : "embedding");
@@ -175,9 +175,10 @@ TEST(Gradient, Embedding) {
 }
 
 TEST(Gradient, CrossEntropyOverSeveralChunks) {
+  constexpr int64_t kLossChunkRows = loss_chunk_rows(DeviceKind::kCpu);
   constexpr int64_t kRows = 2 * kLossChunkRows + 37, kWidth = 4, kVocab = 5;
   constexpr double kScale = 0.75;
-  register_cpu_kernels();
+  register_kernels();
   Values x = random_values(kRows * kWidth, 1, 2), head = random_values(kVocab * kWidth, 2, 2);
   std::vector<int32_t> targets;
   for (int64_t i = 0; i < kRows; ++i)

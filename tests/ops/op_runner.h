@@ -144,7 +144,7 @@ inline Outcome run_case(const Case& c, Dtype dtype, bool record, Arena& arena) {
 }
 
 inline Outcome run_case(const Case& c, Dtype dtype, bool record) {
-  register_cpu_kernels();
+  register_kernels();
   Arena arena(Device{});
   arena.poison(true);
   return run_case(c, dtype, record, arena);

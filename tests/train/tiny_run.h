@@ -65,7 +65,7 @@ inline RunConfig with(Json json, const std::vector<std::string>& settings) {
 /// On one thread by default: at this size a second one only waits.
 inline TrainOutcome train_quietly(const RunConfig& config, TrainerOptions options = {},
                                   int threads = 1) {
-  register_cpu_kernels();
+  register_kernels();
   const ThreadCount count(threads);
   options.quiet = true;
   return train(config, plan_step(config, config.train.micro_batch_size), {}, options);

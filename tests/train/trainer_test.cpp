@@ -114,7 +114,7 @@ TEST(Trainer, EqualsTheLoopWrittenOut) {
     for (int64_t b = 0; b < 5; ++b)
       batch.load(b, dataset, (5 * step + b) % 23, DocumentMask::kNone, {});
     Arena arena(Device{});
-    train_pass(Context{arena}, model, batch, 1.0 / 40, Recompute::kNone);
+    train_pass(Context{arena}, model, on_host(batch.host()), 1.0 / 40, Recompute::kNone);
     double loss = 0, squares = 0;
     for (const double nll : batch.nll) loss += nll / 40;
     for (const double x : g) squares += x * x;
@@ -168,7 +168,7 @@ TEST(Trainer, EvaluationAtTheStartIsADirectEvaluation) {
       batch.begin(0);
       batch.load(0, dataset, k, DocumentMask::kNone, {});
       Arena arena(Device{});
-      evaluation_pass(Context{arena}, model, batch);
+      evaluation_pass(Context{arena}, model, on_host(batch.host()));
       for (const double nll : batch.nll) sum += nll;
     }
     return sum / static_cast<double>(8 * sequences);

@@ -6,8 +6,8 @@
 #include <cstdio>
 
 #include "command.h"
+#include "heirloom/core/device_runtime.h"
 #include "heirloom/core/error.h"
-#include "heirloom/core/memory.h"
 #include "heirloom/core/rng.h"
 #include "heirloom/decode/engine.h"
 #include "heirloom/kernels/roofs.h"
@@ -46,22 +46,28 @@ int32_t random_token(int64_t i, int64_t vocab) {
   return static_cast<int32_t>(mix_key(1, static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab));
 }
 
-Row bench_train(const BenchCommand& o, const ModelConfig& model_config, Dtype dtype) {
+Row bench_train(const BenchCommand& o, const ModelConfig& model_config, const Device& device,
+                Dtype dtype) {
   RunConfig config;
   config.model = model_config;
   config.train.dtype = dtype;
   config.train.batch_size = config.train.micro_batch_size = o.batch;
   config.train.sequence_length = o.length;
   config.optimizer.lr = 1e-4;
-  const StepPlan plan = plan_step(config, o.batch);
-  check_memory(config, plan, available_memory());
-  Transformer model(model_config, Device{}, dtype);
+  DeviceRuntime& runtime = device_runtime(device.kind);
+  const StepPlan plan = plan_step(config, o.batch, device);
+  check_memory(config, plan, runtime.available_bytes(device.index), device);
+  Transformer model(model_config, device, dtype);
   model.ensure_positions(o.length);
   Optimizer optimizer(model.parameters(), config.optimizer);
-  initialize(model.parameters(), 1, {}, optimizer.weights(), optimizer.weights_dtype());
+  const int64_t weight_bytes = model.parameters().elements() * dtype_size(optimizer.weights_dtype());
+  const HostMemory weights(weight_bytes);
+  initialize(model.parameters(), 1, {}, weights.data(), optimizer.weights_dtype());
+  runtime.copy_to_device(optimizer.weights(), weights.data(), weight_bytes, device_stream(device));
   optimizer.publish_weights();
-  HostMemory block(plan.memory.activations);
-  Arena arena(Device{}, plan.train, block.data());
+  const DeviceMemory block(device, plan.memory.activations);
+  Arena arena(device, plan.train, block.data());
+  BatchTransfer transfer(device, 1);
   MicroBatch batch(o.batch, o.length);
   for (size_t i = 0; i < batch.tokens.size(); ++i) {
     batch.tokens[i] = random_token(static_cast<int64_t>(i), model_config.vocab_size);
@@ -70,13 +76,15 @@ Row bench_train(const BenchCommand& o, const ModelConfig& model_config, Dtype dt
   Row row{"train", {}, {}, plan.flops_per_token, "FLOP/s"};
   const double tokens = static_cast<double>(o.batch * o.length);
   for (int64_t step = 1; step <= o.rounds + 1; ++step) {
-    const double roof = cpu_flops_roof(dtype);
+    const double roof = peak_flops(device, dtype);
     const auto start = std::chrono::steady_clock::now();
+    optimizer.prepare(step, config.optimizer.lr, 1);
     optimizer.zero_gradients();
+    const DeviceBatch sent = transfer.send(batch.host(), 0, 0, true, model_config.vocab_size);
     arena.begin_step();
-    train_pass(Context{arena}, model, batch, 1 / tokens, Recompute::kNone);
-    optimizer.update(step, config.optimizer.lr,
-                     std::min(1.0, 1 / (optimizer.gradient_norm() + 1e-6)));
+    train_pass(Context{arena}, model, sent, 1 / tokens, Recompute::kNone);
+    optimizer.update();
+    optimizer.gradient_norm();  // waits for the device
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (step == 1) continue;  // first touch and kernel generation
@@ -148,15 +156,19 @@ std::vector<Row> bench_generation(const BenchCommand& o, const ModelConfig& conf
 }
 
 int run_bench(const BenchCommand& o) {
-  apply_common_options(o.common);
-  register_cpu_kernels();
+  const Device device = apply_common_options(o.common, Devices::kAll);
   const Dtype dtype = parse_dtype(o.common.dtype, Dtype::kFloat32);
   const ModelConfig config = bench_model(o.model);
   const auto wants = [&](const char* phase) {
     return std::find(o.phases.begin(), o.phases.end(), phase) != o.phases.end();
   };
   std::vector<Row> rows;
-  if (wants("train")) rows.push_back(bench_train(o, config, dtype));
+  if (wants("train")) rows.push_back(bench_train(o, config, device, dtype));
+  if (device.kind != DeviceKind::kCpu && (wants("prefill") || wants("decode"))) {
+    throw_error<UnsupportedError>(
+        "[bench] expected --phases train: generation does not run on CUDA yet; got {}",
+        fmt::format("{}", fmt::join(o.phases, ",")));
+  }
   if (wants("prefill") || wants("decode")) {
     for (Row& row : bench_generation(o, config, dtype)) {
       if (wants(row.phase.c_str())) rows.push_back(std::move(row));

@@ -32,7 +32,7 @@ struct Cli {
 
 /// Options that most commands share (CONTRACT: --device --dtype --threads --seed --json --quiet).
 struct CommonOptions {
-  std::string device = "cpu";
+  std::string device;  ///< empty: the command's default
   std::string dtype;  ///< empty: the command's default
   int threads = 0;    ///< 0: as many as there are cores
   uint64_t seed = 0;
@@ -42,8 +42,17 @@ struct CommonOptions {
 
 void add_common_options(CLI::App* command, CommonOptions& options);
 
-/// Applies --threads and --quiet, checks --device against what this build has.
-void apply_common_options(const CommonOptions& options);
+/// What a command can run on.
+enum class Devices : uint8_t { kCpuOnly, kAll };
+
+/// Applies --threads and --quiet, registers the kernels, and returns the device to run on: the one
+/// --device names, else the first real GPU where the command and the build can use it, else the CPU.
+/// ConfigError or UnsupportedError where the one named is not there or the command is not.
+Device apply_common_options(const CommonOptions& options, Devices devices = Devices::kCpuOnly);
+
+/// FLOP/s that MFU is counted against: the CPU's as measured, a GPU's dense peak by its name; 0
+/// where unknown.
+double peak_flops(const Device& device, Dtype dtype);
 
 /// "float32", "bfloat16" ("float64" too); `fallback` when the text is empty. ConfigError otherwise.
 Dtype parse_dtype(const std::string& text, Dtype fallback);

@@ -4,14 +4,18 @@
 #include <cstdio>
 
 #include "command.h"
+#include "heirloom/core/device_runtime.h"
 #include "heirloom/core/error.h"
 #include "heirloom/core/log.h"
 #include "heirloom/io/file.h"
+#include "heirloom/kernels/kernel_table.h"
+#include "heirloom/kernels/roofs.h"
 
 namespace heirloom::cli {
 
 void add_common_options(CLI::App* command, CommonOptions& options) {
-  command->add_option("--device", options.device, "cpu, cuda or cuda:N")->capture_default_str();
+  command->add_option("--device", options.device,
+                      "cpu, cuda or cuda:N [cuda where there is a GPU that the command can use]");
   command->add_option("--dtype", options.dtype, "float32, bfloat16 or float64");
   command->add_option("--threads", options.threads, "CPU threads (0: one per core)")
       ->check(CLI::Range(0, 1024));
@@ -21,7 +25,39 @@ void add_common_options(CLI::App* command, CommonOptions& options) {
   command->add_flag("--quiet", options.quiet, "no talk on stderr");
 }
 
-void apply_common_options(const CommonOptions& options) {
+namespace {
+
+Device choose_device(const std::string& text, Devices devices) {
+  const bool built = has_device_runtime(DeviceKind::kCuda);
+  if (text.empty()) {
+    if (devices == Devices::kCpuOnly || !built) return {};
+    DeviceRuntime& cuda = device_runtime(DeviceKind::kCuda);
+    return cuda.device_count() > 0 && !cuda.emulated() ? Device{DeviceKind::kCuda, 0} : Device{};
+  }
+  const Device device = parse_device(text);
+  if (device.kind == DeviceKind::kCpu) return device;
+  if (devices == Devices::kCpuOnly) {
+    throw_error<UnsupportedError>(
+        "[device] expected cpu: this command does not run on CUDA yet; got {}; use --device cpu",
+        text);
+  }
+  if (!built) {
+    throw_error<UnsupportedError>(
+        "[device] expected a device of this build: cpu; got {}; configure with -DHEIRLOOM_CUDA=ON",
+        text);
+  }
+  const int count = device_runtime(DeviceKind::kCuda).device_count();
+  if (device.index >= count) {
+    throw_error<ConfigError>("[device] expected one of {} CUDA devices; got {}{}", count, text,
+                             count == 0 ? "; is the driver there, and CUDA_VISIBLE_DEVICES right?"
+                                        : "");
+  }
+  return device;
+}
+
+}  // namespace
+
+Device apply_common_options(const CommonOptions& options, Devices devices) {
   if (options.threads > 0) omp_set_num_threads(options.threads);
   if (options.quiet) {
     set_log_sink({});
@@ -31,10 +67,25 @@ void apply_common_options(const CommonOptions& options) {
                    message.c_str());
     });
   }
-  if (parse_device(options.device).kind != DeviceKind::kCpu) {
-    throw_error<UnsupportedError>("[device] expected a device of this build: cpu; got {}",
-                                  options.device);
+  register_kernels();
+  return choose_device(options.device, devices);
+}
+
+double peak_flops(const Device& device, Dtype dtype) {
+  if (device.kind == DeviceKind::kCpu) return cpu_flops_roof(dtype);
+  const std::string name = device_runtime(device.kind).description(device.index);
+  struct Peak {
+    const char* name;
+    double bfloat16, float32;  // dense, without sparsity; NVIDIA's data sheets
+  };
+  static constexpr Peak kPeaks[] = {
+      {"H200", 989e12, 67e12}, {"H100", 989e12, 67e12}, {"A100", 312e12, 19.5e12}};
+  for (const Peak& peak : kPeaks) {
+    if (name.find(peak.name) != std::string::npos) {
+      return dtype == Dtype::kBFloat16 ? peak.bfloat16 : peak.float32;
+    }
   }
+  return 0;
 }
 
 Dtype parse_dtype(const std::string& text, Dtype fallback) {

@@ -222,14 +222,13 @@ GenerationRequest default_request(const GenerateCommand& options) {
 }
 
 int run_generate(const GenerateCommand& options) {
-  apply_common_options(options.common);
+  const Device device = apply_common_options(options.common);
   if (options.prompts.empty() == options.prompt.empty()) {
     throw_error<ConfigError>("[generate] expected one of --prompts FILE and --prompt TEXT; got {}",
                              options.prompts.empty() ? "neither" : "both");
   }
   const std::unique_ptr<Transformer> model =
-      load_model(options.model, parse_device(options.common.device),
-                 parse_dtype(options.common.dtype, Dtype::kFloat32));
+      load_model(options.model, device, parse_dtype(options.common.dtype, Dtype::kFloat32));
   std::optional<Tokenizer> tokenizer;
   const fs::path tokenizer_path =
       options.tokenizer.empty() ? fs::path(options.model) : fs::path(options.tokenizer);

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "command.h"
+#include "heirloom/core/device_runtime.h"
 #include "heirloom/core/error.h"
 #include "heirloom/core/memory.h"
 #include "heirloom/io/safetensors.h"
@@ -42,9 +43,20 @@ Json kernel_list() {
   return list;
 }
 
+Json devices() {
+  Json list = {"cpu"};
+  if (has_device_runtime(DeviceKind::kCuda)) {
+    DeviceRuntime& cuda = device_runtime(DeviceKind::kCuda);
+    for (int i = 0; i < cuda.device_count(); ++i) {
+      list.push_back(fmt::format("cuda:{} ({})", i, cuda.description(i)));
+    }
+  }
+  return list;
+}
+
 Json build_info() {
   return {{"version", HEIRLOOM_VERSION},
-          {"devices", {"cpu"}},
+          {"devices", devices()},
           {"isa", cpu_kernel_isa()},
           {"threads", omp_get_max_threads()},
           {"available_memory_bytes", available_memory()}};
@@ -52,7 +64,7 @@ Json build_info() {
 
 void print_build(const Json& info) {
   line("heirloom", info["version"].get<std::string>());
-  line("devices", "cpu");
+  line("devices", fmt::format("{}", fmt::join(info["devices"].get<std::vector<std::string>>(), ", ")));
   line("CPU kernels", info["isa"].get<std::string>());
   line("threads", info["threads"].dump());
   line("available memory", format_bytes(info["available_memory_bytes"].get<double>()));
@@ -156,7 +168,7 @@ void print_model(const Json& info) {
 
 int run_info(const Options& o) {
   apply_common_options(o.common);
-  register_cpu_kernels();
+  register_kernels();
   Json info = build_info();
   if (o.kernels) info["kernels"] = kernel_list();
   if (!o.model.empty()) info["model"] = model_info(o.model);

@@ -6,9 +6,9 @@
 #include <cstdio>
 
 #include "command.h"
+#include "heirloom/core/device_runtime.h"
 #include "heirloom/core/error.h"
 #include "heirloom/core/log.h"
-#include "heirloom/core/memory.h"
 #include "heirloom/evaluate/perplexity.h"
 #include "heirloom/io/file.h"
 #include "heirloom/model/load.h"
@@ -83,16 +83,16 @@ class NllDump {
   std::string line_;
 };
 
-void check_memory(const ModelConfig& config, Dtype dtype, const SequenceSet& data,
-                  const PerplexityOptions& options) {
+void check_memory(const ModelConfig& config, const Device& device, Dtype dtype,
+                  const SequenceSet& data, const PerplexityOptions& options) {
   int64_t longest = 0;
   for (int64_t i = 0; i < data.count(); ++i) {
     longest = std::max(longest, static_cast<int64_t>(data.sequence(i).size()) - 1);
   }
   if (options.context > 0) longest = std::min(longest, options.context);
   const int64_t rows = std::max(longest, std::min(options.tokens_per_pass, data.scorable()));
-  const int64_t needed = perplexity_memory(config, dtype, rows, longest);
-  const int64_t available = available_memory();
+  const int64_t needed = perplexity_memory(config, dtype, rows, longest, device);
+  const int64_t available = device_runtime(device.kind).available_bytes(device.index);
   if (needed > available) {
     throw_error<OutOfMemoryError>(
         "[memory] {} needed for the weights in {} and a pass of {} tokens; {} are available; use a "
@@ -126,9 +126,9 @@ void print_table(const Json& result) {
 }
 
 int run_perplexity(const Options& o) {
-  apply_common_options(o.common);
-  const Device device = parse_device(o.common.device);
-  const Dtype dtype = parse_dtype(o.common.dtype, Dtype::kFloat32);
+  const Device device = apply_common_options(o.common, Devices::kAll);
+  const Dtype dtype = parse_dtype(
+      o.common.dtype, device.kind == DeviceKind::kCpu ? Dtype::kFloat32 : Dtype::kBFloat16);
   const SequenceFormat format = sequence_format(o.data);
   const std::string protocol = !o.protocol.empty()                ? o.protocol
                                : format == SequenceFormat::kJsonl ? "per-line"
@@ -166,7 +166,7 @@ int run_perplexity(const Options& o) {
   reading.add_special = !o.no_special;
   reading.split_lines = per_line;
   const SequenceSet data = read_sequences(o.data, reading);
-  check_memory(config, dtype, data, options);
+  check_memory(config, device, dtype, data, options);
   const std::unique_ptr<Transformer> model = load_model(o.model, device, dtype);
 
   NllDump dump(o.dump);

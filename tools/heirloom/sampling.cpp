@@ -3,6 +3,7 @@
 
 #include "heirloom/core/error.h"
 #include "heirloom/decode/engine.h"
+#include "heirloom/decode/full_forward.h"
 
 namespace heirloom::cli {
 
@@ -22,12 +23,19 @@ std::function<Sample(Transformer&, int64_t step)> sampling_hook(const RunConfig&
     request.sampling.temperature = 0.8;
     request.sampling.top_k = 40;
     request.sampling.seed = config.train.seed;
+    Sample sample{step, config.train.sample_prompt, ""};
+    if (model.device().kind != DeviceKind::kCpu) {  // no cache and no decode kernels there yet
+      const std::vector<int32_t> tokens =
+          continue_by_full_forward(model, request.prompt, request.max_new_tokens, request.sampling,
+                                   config.model.eos_token_ids);
+      sample.text = tokenizer->decode(tokens, {.skip_special = true});
+      return sample;
+    }
     EngineOptions options;
     options.max_sequences = 1;
     options.max_tokens = static_cast<int64_t>(request.prompt.size()) + request.max_new_tokens;
     options.eos = config.model.eos_token_ids;
     Engine engine(model, tokenizer.get(), options);
-    Sample sample{step, config.train.sample_prompt, ""};
     bool given = false;
     engine.run(
         [&]() -> std::optional<GenerationRequest> {

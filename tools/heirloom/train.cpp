@@ -2,10 +2,9 @@
 #include <cstdio>
 
 #include "command.h"
+#include "heirloom/core/device_runtime.h"
 #include "heirloom/core/error.h"
 #include "heirloom/core/log.h"
-#include "heirloom/core/memory.h"
-#include "heirloom/kernels/roofs.h"
 #include "heirloom/train/trainer.h"
 #include "sampling.h"
 
@@ -69,7 +68,7 @@ void print_dry_run(const RunConfig& config, const StepPlan& plan) {
 }
 
 int run_train(const TrainCommand& options) {
-  apply_common_options(options.common);
+  const Device device = apply_common_options(options.common, Devices::kAll);
   Json json = Json::object();
   std::string origin = "--set";
   if (!options.preset.empty()) {
@@ -81,7 +80,7 @@ int run_train(const TrainCommand& options) {
   }
   for (const std::string& setting : options.settings) apply_setting(json, setting);
   const RunConfig config = parse_run_config(json, origin);
-  const StepPlan plan = plan_step(config, config.train.micro_batch_size);
+  const StepPlan plan = plan_step(config, config.train.micro_batch_size, device);
   if (options.dry_run) {
     if (options.common.json.empty()) {
       print_dry_run(config, plan);
@@ -89,18 +88,21 @@ int run_train(const TrainCommand& options) {
       write_json_result(options.common, dry_run_json(config, plan));
     }
     check_memory(config, plan,
-                 options.memory_limit > 0 ? options.memory_limit : available_memory());
+                 options.memory_limit > 0
+                     ? options.memory_limit
+                     : device_runtime(device.kind).available_bytes(device.index),
+                 device);
     return kDone;
   }
   install_stop_signals();
-  register_cpu_kernels();
   TrainerOptions trainer;
+  trainer.device = device;
   trainer.resume = options.resume == "never"  ? ResumeMode::kNever
                    : options.resume == "must" ? ResumeMode::kMust
                                               : ResumeMode::kAuto;
   trainer.memory_limit = options.memory_limit;
   trainer.quiet = options.common.quiet;
-  trainer.roof_flops = cpu_flops_roof(config.train.dtype);
+  trainer.roof_flops = peak_flops(device, config.train.dtype);
   TrainerHooks hooks;
   if (!config.data.tokenizer.empty()) hooks.sample = sampling_hook(config);
   return train(config, plan, hooks, trainer) == TrainOutcome::kFinished ? kDone : kStoppedBySignal;

@@ -33,7 +33,8 @@ struct MemoryPlan {
   int64_t floor_bytes = 0;  ///< largest sum of simultaneously live bytes: no packing can be smaller
 };
 
-inline constexpr int64_t kArenaAlignment = 64;
+/// A CUDA allocation's alignment: every buffer starts on a 128-byte line.
+inline constexpr int64_t kArenaAlignment = 256;
 
 /// Greedy by size, first fit: largest buffers first, each at the lowest offset free over its
 /// lifetime.
@@ -76,6 +77,7 @@ class Arena {
 
  private:
   static void release(Buffer* buffer, void* owner);
+  void* new_buffer(int64_t bytes) const;
 
   Mode mode_;
   Device device_;
@@ -104,6 +106,42 @@ class HostMemory {
  private:
   void* data_ = nullptr;
   int64_t bytes_ = 0;
+};
+
+/// The same on any device: zeroed, freed with the object. On the meta device there is nothing.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(const Device& device, int64_t bytes);
+  ~DeviceMemory();
+  DeviceMemory(DeviceMemory&& other) noexcept;
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept;
+  std::byte* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+  const Device& device() const { return device_; }
+
+ private:
+  HostMemory host_;
+  std::byte* data_ = nullptr;
+  int64_t bytes_ = 0;
+  Device device_;
+};
+
+/// Host memory that the device copies from and to without a detour. Zeroed.
+class PinnedMemory {
+ public:
+  PinnedMemory() = default;
+  PinnedMemory(DeviceKind device, int64_t bytes);
+  ~PinnedMemory();
+  PinnedMemory(PinnedMemory&& other) noexcept;
+  PinnedMemory& operator=(PinnedMemory&& other) noexcept;
+  std::byte* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  int64_t bytes_ = 0;
+  DeviceKind device_ = DeviceKind::kCpu;
 };
 
 }  // namespace heirloom

@@ -18,8 +18,15 @@ struct Stream {
 struct Device {
   DeviceKind kind = DeviceKind::kCpu;
   int index = 0;
+  /// Meta only: whose step is recorded; workspaces and chunk sizes differ between devices.
+  DeviceKind stands_for = DeviceKind::kCpu;
   friend bool operator==(const Device&, const Device&) = default;
 };
+
+/// The meta device that records what a step does on `device`.
+constexpr Device meta_device(const Device& device) {
+  return {DeviceKind::kMeta, device.index, device.kind};
+}
 
 /// "cpu", "cuda:0", "meta".
 std::string device_name(const Device& device);

@@ -14,7 +14,7 @@
 namespace heirloom {
 
 /// Ten rounds of Philox4x32: 128 counter bits to 128 random bits under a 64-bit key.
-inline std::array<uint32_t, 4> philox(uint64_t key, std::array<uint32_t, 4> counter) {
+constexpr std::array<uint32_t, 4> philox(uint64_t key, std::array<uint32_t, 4> counter) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = 0xD2511F53ull * counter[0], p1 = 0xCD9E8D57ull * counter[2];
@@ -43,7 +43,7 @@ constexpr uint64_t hash_name(std::string_view name) {
 }
 
 /// Uniform in [0, 1) with 24 bits.
-inline float uniform_from_bits(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
+constexpr float uniform_from_bits(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
 
 /// Two independent standard normals from two random words (Box-Muller, in double so that every
 /// platform agrees closely).

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "heirloom/evaluate/sequences.h"
+#include "heirloom/model/batch.h"
 #include "heirloom/model/transformer.h"
 
 namespace heirloom {
@@ -65,6 +66,7 @@ PerplexityResult evaluate_perplexity(Transformer& model, const SequenceSet& data
 
 /// Bytes that scoring needs: weights in `dtype`, rope tables for windows of `longest` tokens, and
 /// the activations of a pass of `rows` tokens. Nothing is allocated.
-int64_t perplexity_memory(const ModelConfig& config, Dtype dtype, int64_t rows, int64_t longest);
+int64_t perplexity_memory(const ModelConfig& config, Dtype dtype, int64_t rows, int64_t longest,
+                          const Device& device = {});
 
 }  // namespace heirloom

@@ -12,6 +12,7 @@
 // many queries the call holds. Memory is O(T): no buffer grows with T x S.
 #pragma once
 
+#include "heirloom/core/rng.h"
 #include "heirloom/kernels/kernel_table.h"
 
 namespace heirloom {
@@ -44,7 +45,10 @@ struct AttentionSequence {
 /// rate.
 struct AttentionDropout {
   double rate = 0;
-  uint64_t key = 0;  ///< of (seed, step, layer)
+  uint64_t key = 0;  ///< of (seed, step, layer); with step_key: of the layer
+  const uint64_t* step_key = nullptr;  ///< the key of (seed, step) in the device's memory, or null
+
+  constexpr uint64_t philox_key() const { return step_key ? mix_key(*step_key, key) : key; }
 };
 
 struct AttentionForwardArgs {
@@ -61,6 +65,9 @@ struct AttentionForwardArgs {
   double scale = 1;
   int64_t window = 0;  ///< 0: none
   AttentionDropout dropout;
+  /// The sequences once more, in the memory of the device (blocks too); the CPU reads `sequences`.
+  /// Grids follow `sequences`, which every replay of a captured call shares.
+  const AttentionSequence* device_sequences = nullptr;
 };
 KernelTable<AttentionForwardArgs>& attention_forward_table();
 KernelCost attention_forward_cost(const AttentionForwardArgs&, Dtype);
@@ -84,9 +91,13 @@ struct AttentionBackwardArgs {
   void* dq = nullptr;              ///< (N, H, D) T, row stride q_stride; written
   const KvHeadGrad* dk = nullptr;  ///< [G]; rows indexed as the streams (key_row + j)
   const KvHeadGrad* dv = nullptr;  ///< [G]
+  void* workspace = nullptr;       ///< attention_backward_workspace_bytes; null where that is 0
 };
 KernelTable<AttentionBackwardArgs>& attention_backward_table();
 KernelCost attention_backward_cost(const AttentionBackwardArgs&, Dtype);
+/// Scratch for N query rows of H heads: on CUDA the row sums of dout * o, in A; none on the CPU.
+int64_t attention_backward_workspace_bytes(int64_t n, int64_t heads, Dtype dtype,
+                                           DeviceKind device);
 
 /// One query per sequence over a long cache (decode). Same arguments and meaning as forward with
 /// queries == 1; its own table because it is memory bound and shaped differently. Kernels are

@@ -18,7 +18,7 @@ struct EmbeddingForwardArgs {
 KernelTable<EmbeddingForwardArgs>& embedding_forward_table();
 KernelCost embedding_forward_cost(const EmbeddingForwardArgs&, Dtype);
 
-/// Rows are added in token order whatever the number of threads (threads share columns, not rows).
+/// Rows are added in row order whatever the device and its threads: the same bits everywhere.
 struct EmbeddingBackwardArgs {
   const int32_t* tokens = nullptr;
   const int32_t* positions = nullptr;
@@ -26,6 +26,10 @@ struct EmbeddingBackwardArgs {
   void* dtable = nullptr;           ///< (V, C) A, added to
   void* dposition_table = nullptr;  ///< (P, C) A, added to, or null
   int64_t n = 0, c = 0;
+  /// Rows ordered by (token, row), and by (position, row): what lets a device that cannot add in
+  /// place give each table row to one writer. The CPU does not read them.
+  const int32_t* token_order = nullptr;     ///< (N)
+  const int32_t* position_order = nullptr;  ///< (N), read with dposition_table
 };
 KernelTable<EmbeddingBackwardArgs>& embedding_backward_table();
 KernelCost embedding_backward_cost(const EmbeddingBackwardArgs&, Dtype);

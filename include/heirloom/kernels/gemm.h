@@ -21,9 +21,25 @@ struct GemmArgs {
   bool transpose_a = false, transpose_b = false;
   bool c_is_accumulate_dtype = false;
   bool accumulate = false;  ///< C += instead of C =
+  bool tf32 = false;        ///< float32 products may round their inputs to TF32 (CUDA)
 };
 KernelTable<GemmArgs>& gemm_table();
 KernelCost gemm_cost(const GemmArgs&, Dtype);
+
+/// A product that a step will ask for; its pointers matter only by their alignment.
+struct GemmProblem {
+  GemmArgs args;
+  Dtype dtype = Dtype::kFloat32;
+};
+/// Pins the algorithm of every problem: the one that `cache_file` names for it, else the fastest of
+/// those the library proposes, timed now on scratch memory and added to the file. A product without
+/// a pinned algorithm takes the library's first proposal. Nothing to do where the device's library
+/// leaves no choice. Never called inside a step.
+void tune_gemms(const Device& device, const std::vector<GemmProblem>& problems,
+                const std::string& cache_file);
+using GemmTuner = void (*)(int index, const std::vector<GemmProblem>& problems,
+                           const std::string& cache_file);
+void register_gemm_tuner(DeviceKind device, GemmTuner tuner);
 
 /// linear_rows: y (N_rows, M_out) = x W^T [+ bias] for few rows (decode). Every output element is
 /// one dot product summed in an order that depends on nothing but K: a row's result is the same

@@ -68,12 +68,11 @@ struct HeadSplitBackwardArgs {
   int64_t rotary_dim = 0;
   RopeStyle style = RopeStyle::kHalf;
   double eps = 1e-6;
-  void* workspace = nullptr;  ///< head_split_backward_workspace_bytes(n, route_count, head_dim,
-                              ///< dtype); qk_norm only
+  void* workspace = nullptr;  ///< head_split_backward_workspace_bytes(...); qk_norm only
 };
 KernelTable<HeadSplitBackwardArgs>& head_split_backward_table();
 KernelCost head_split_backward_cost(const HeadSplitBackwardArgs&, Dtype);
 int64_t head_split_backward_workspace_bytes(int64_t n, int64_t routes, int64_t head_dim,
-                                            Dtype dtype);
+                                            Dtype dtype, DeviceKind device = DeviceKind::kCpu);
 
 }  // namespace heirloom

@@ -41,15 +41,16 @@ struct NormBackwardArgs {
   void* dx = nullptr;               ///< (N,C) T; may alias dresidual or dy
   void* dweight = nullptr;          ///< (C) A, added to
   void* dbias = nullptr;            ///< (C) A, added to, or null
-  void* workspace = nullptr;        ///< norm_backward_workspace_bytes(n, c, dtype)
+  void* workspace = nullptr;        ///< norm_backward_workspace_bytes(n, c, dtype, device)
   int64_t n = 0, c = 0;
 };
 KernelTable<NormBackwardArgs>& norm_backward_table();
 KernelCost norm_backward_cost(const NormBackwardArgs&, Dtype);
-/// Row chunks are fixed by n alone, so the parameter gradients do not depend on the number of
-/// threads.
-int64_t norm_backward_workspace_bytes(int64_t n, int64_t c, Dtype dtype);
-/// How many chunks of rows parameter-gradient reductions use: fixed by n alone, at most 64.
-int64_t reduction_chunks(int64_t n);
+int64_t norm_backward_workspace_bytes(int64_t n, int64_t c, Dtype dtype,
+                                      DeviceKind device = DeviceKind::kCpu);
+/// How many chunks of rows parameter-gradient reductions use: fixed by n and the kind of device, so
+/// that the gradients do not depend on the number of threads. At most 64 on the CPU; on CUDA at most
+/// 256, about two blocks for each of an H100's 132 multiprocessors.
+int64_t reduction_chunks(int64_t n, DeviceKind device = DeviceKind::kCpu);
 
 }  // namespace heirloom

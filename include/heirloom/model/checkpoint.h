@@ -11,12 +11,12 @@
 namespace heirloom {
 
 /// Reads every tensor of the model in `directory` into `flat`, a buffer of parameters.elements() in
-/// `dtype`. F32, F16, BF16 and F64 tensors are read. A missing or additional tensor, or one of
+/// `dtype` on the parameters' device. F32, F16, BF16 and F64 tensors are read. A missing or additional tensor, or one of
 /// another shape, is a FormatError that names it.
 void load_weights(const fs::path& directory, const ModelConfig& config,
                   const ParameterStore& parameters, void* flat, Dtype dtype);
 
-/// A buffer laid out as the parameters are, under a prefix: weights (""), or optimizer moments
+/// A buffer on the parameters' device, laid out as they are, under a prefix: weights (""), or optimizer moments
 /// ("m.", "v.").
 struct FlatTensors {
   std::string prefix;

@@ -11,16 +11,9 @@
 #include "heirloom/model/kv_layout.h"
 #include "heirloom/nn/block.h"
 #include "heirloom/nn/parameter_store.h"
+#include "heirloom/ops/embedding.h"
 
 namespace heirloom {
-
-/// Rows of a forward pass. `tokens` and `positions` (N) are checked by the caller and outlive the
-/// backward pass.
-struct TokenBatch {
-  const int32_t* tokens = nullptr;
-  const int32_t* positions = nullptr;
-  int64_t n = 0;
-};
 
 /// The rows whose hidden state is wanted (sampled or scored), when not all are: row indices
 /// ascending, and one single-query sequence per row (query_row counted within the subset).
@@ -59,7 +52,7 @@ class Transformer {
   Variable hidden(Context& context, const TokenBatch& batch, KvStore& store,
                   Recompute recompute = Recompute::kNone, const WantedRows* wanted = nullptr);
 
-  /// nll (N, host float64) of `targets`, < 0 not scored; when recording, backward gives gradients
+  /// nll (N, float64) of `targets`, < 0 not scored, both in the memory of the device; when recording, backward gives gradients
   /// of scale * sum(nll).
   void loss(Context& context, const TokenBatch& batch, KvStore& store, const int32_t* targets,
             double scale, double* nll, Recompute recompute = Recompute::kNone);
@@ -79,7 +72,7 @@ class Transformer {
   const NamedParameter* head_ = nullptr;
   std::vector<BlockModule> blocks_;
   NormModule final_norm_;
-  HostMemory rope_memory_;
+  DeviceMemory rope_memory_;
   RopeAngles rope_;
   int64_t rope_positions_ = 0;
 };

@@ -56,7 +56,7 @@ class ParameterStore {
 
   std::deque<NamedParameter>& all() { return parameters_; }
   const std::deque<NamedParameter>& all() const { return parameters_; }
-  /// Elements of the flat buffers: every parameter aligned to 64 bytes.
+  /// Elements of the flat buffers: every parameter aligned to 128 bytes.
   int64_t elements() const { return elements_; }
   /// Parameters proper, without alignment.
   int64_t count() const;
@@ -67,7 +67,7 @@ class ParameterStore {
 
  private:
   std::deque<NamedParameter> parameters_;
-  HostMemory memory_;
+  DeviceMemory memory_;
   int64_t elements_ = 0;
   Dtype dtype_ = Dtype::kFloat32;
   Device device_;
@@ -80,7 +80,7 @@ struct InitOptions {
   double residual_factor = 1;
 };
 
-/// Fills `flat`, a buffer of elements() in `dtype` laid out as the store's own, with initial
+/// Fills `flat`, a host buffer of elements() in `dtype` laid out as the store's own, with initial
 /// values: a pure function of (seed, tensor name, head, element within the head).
 void initialize(const ParameterStore& parameters, uint64_t seed, const InitOptions& options,
                 void* flat, Dtype dtype);

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "heirloom/core/arena.h"
-#include "heirloom/kernels/kernel_table.h"
+#include "heirloom/core/device_runtime.h"
+#include "heirloom/kernels/gemm.h"
 
 namespace heirloom {
 
@@ -22,6 +23,8 @@ struct DropoutState {
   uint64_t key = 0;             ///< of (seed, step)
   uint32_t first_sequence = 0;  ///< number, within the step, of the batch's first sequence
   int64_t sequence_length = 1;
+  /// {key, first sequence} in the device's memory; where set, they stand for the two above.
+  const uint64_t* step_key = nullptr;
 };
 
 /// Everything an op needs beside its operands: where buffers come from, whether to record, which
@@ -31,11 +34,15 @@ struct Context {
   Tape* tape = nullptr;  ///< null: nothing is recorded
   Phase phase = Phase::kTrain;
   DropoutState dropout = {};
-  Stream stream = {};
+  Stream stream = device_stream(arena.device());
   KernelCost* cost = nullptr;  ///< where kernel costs are summed, if anywhere
+  bool tf32 = false;           ///< float32 matrix products may use TF32 (CUDA)
+  std::vector<GemmProblem>* gemms = nullptr;  ///< where matrix products are noted, if anywhere
 
   const Device& device() const { return arena.device(); }
   bool meta() const { return arena.device().kind == DeviceKind::kMeta; }
+  /// The kind of device whose kernels run, or would run where the device is meta.
+  DeviceKind target() const { return meta() ? device().stands_for : device().kind; }
   Tensor allocate(Shape shape, Dtype dtype) { return arena.allocate(shape, dtype); }
 
   /// Calls the kernel for (device, dtype), or on the meta device only adds up its cost.

@@ -39,6 +39,8 @@ class KvStore {
   virtual const int64_t* slots() const { return nullptr; }
   /// The sequences of the batch.
   virtual std::span<const AttentionSequence> sequences() const = 0;
+  /// The same in the memory of the device.
+  virtual const AttentionSequence* device_sequences() const { return sequences().data(); }
   /// The layer that wrote `index` has attended; a private stream may be let go.
   virtual void written_and_read(int32_t index) { static_cast<void>(index); }
 
@@ -59,11 +61,16 @@ class KvStore {
 /// run.
 class ActivationKvStore final : public KvStore {
  public:
+  /// `device_sequences`: the sequences in the memory of the device; null: those given are.
   ActivationKvStore(std::vector<KvStreamSpec> specs, Dtype dtype, int64_t rows,
-                    std::vector<AttentionSequence> sequences);
+                    std::vector<AttentionSequence> sequences,
+                    const AttentionSequence* device_sequences = nullptr);
 
   Tensor stream(Context& context, int32_t index) override;
   std::span<const AttentionSequence> sequences() const override { return sequences_; }
+  const AttentionSequence* device_sequences() const override {
+    return device_sequences_ ? device_sequences_ : sequences_.data();
+  }
   void written_and_read(int32_t index) override;
   KvHeadGrad gradient_target(Context& context, const KvRef& ref) override;
   void mark_written(const KvRef& ref) override;
@@ -80,6 +87,7 @@ class ActivationKvStore final : public KvStore {
   Dtype dtype_;
   int64_t rows_;
   std::vector<AttentionSequence> sequences_;
+  const AttentionSequence* device_sequences_;
 };
 
 }  // namespace heirloom

@@ -12,7 +12,7 @@ namespace heirloom {
 struct StateBytes {
   int64_t weights = 0, master = 0, gradients = 0, moments = 0;
 };
-StateBytes state_bytes(const ParameterStore& parameters);
+StateBytes state_bytes(const ParameterStore& parameters, bool narrow_state);
 
 /// AdamW over a model's parameters: owns master weights (where the model computes in less),
 /// gradients and moments, in flat buffers laid out as the store's.
@@ -21,13 +21,16 @@ class Optimizer {
   Optimizer(ParameterStore& parameters, const OptimizerConfig& config);
 
   void zero_gradients();
-  /// Global L2 norm of the gradients.
+  /// Hands the device what step `step` (from 1) needs to know; then `update` clips by the global
+  /// norm and takes the step, all on the device. Where the norm is not finite nothing is changed.
+  /// `update` may be captured and replayed after every `prepare`.
+  void prepare(int64_t step, double lr, uint64_t seed);
+  void update();
+  /// Waits for the device: the global L2 norm of the gradients, before clipping, in the last update.
   double gradient_norm();
-  /// Step `step` (from 1) at learning rate `lr`; gradients count `grad_scale` times.
-  void update(int64_t step, double lr, double grad_scale);
 
-  /// The weights as trained: the master copy, or the model's own where it computes in the
-  /// accumulate dtype.
+  /// The weights as trained, on the parameters' device: the master copy, or the model's own where
+  /// there is none.
   void* weights() {
     return master_.data() ? master_.data() : static_cast<std::byte*>(parameters_.data());
   }
@@ -40,9 +43,13 @@ class Optimizer {
  private:
   ParameterStore& parameters_;
   OptimizerConfig config_;
-  Dtype dtype_;  // of master weights, gradients and moments
-  HostMemory master_, gradients_, m_, v_;
-  std::vector<OptimizerSegment> segments_;
+  bool narrow_;  // weights and moments in the model's dtype, without a master copy
+  Dtype dtype_;  // of the weights as trained and of the moments
+  DeviceMemory master_, gradients_, m_, v_;
+  DeviceMemory device_block_;  // segments, scalars, norm: as the kernels read them
+  PinnedMemory host_block_;    // scalars and norm
+  DeviceMemory partial_sums_;
+  int64_t segment_count_ = 0, runs_ = 0;
 };
 
 }  // namespace heirloom

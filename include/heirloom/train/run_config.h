@@ -41,6 +41,8 @@ struct TrainConfig {
   std::string sample_prompt;  ///< empty: the end-of-text token
   int64_t sample_tokens = 64;
   Recompute recompute = Recompute::kNone;
+  bool tf32 = false;    ///< CUDA: float32 matrix products may round their inputs to TF32
+  bool capture = true;  ///< CUDA: a pass is captured once as a graph and replayed
   double init_std = 0.02;
   bool init_scale_residual = false;  ///< init.residual "1/sqrt(2L)"
   double dropout_embedding = 0, dropout_attention = 0,
@@ -53,6 +55,9 @@ struct OptimizerConfig {
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
   double grad_clip = 1.0;        ///< global L2 norm; 0: off
   bool decay_embeddings = true;  ///< false exempts embeddings and a tied head
+  /// bfloat16 only: weights and moments in bfloat16 with stochastic rounding and no master copy:
+  /// 10 bytes a parameter with its gradient instead of 18.
+  bool narrow_state = false;
 };
 
 struct ScheduleConfig {

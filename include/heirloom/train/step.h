@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "heirloom/data/token_dataset.h"
+#include "heirloom/model/batch.h"
 #include "heirloom/model/transformer.h"
 #include "heirloom/train/run_config.h"
 
@@ -27,6 +28,8 @@ struct MicroBatch {
   /// step (dropout key).
   void begin(uint32_t first_sequence);
 
+  HostBatch host();
+
   int64_t count, length;
   uint32_t first_sequence = 0;
   std::vector<int32_t> tokens, targets, positions;  ///< (B*T)
@@ -38,10 +41,10 @@ struct MicroBatch {
 };
 
 /// Forward and backward: gradients of scale * sum(nll) are added to the parameters' gradients.
-void train_pass(Context context, Transformer& model, MicroBatch& batch, double scale,
+void train_pass(Context context, Transformer& model, const DeviceBatch& batch, double scale,
                 Recompute recompute);
 /// Forward only.
-void evaluation_pass(Context context, Transformer& model, MicroBatch& batch);
+void evaluation_pass(Context context, Transformer& model, const DeviceBatch& batch);
 
 /// What a run keeps in memory, in bytes, found by running a step on the meta device.
 struct RunMemory {
@@ -58,15 +61,17 @@ struct RunMemory {
 struct StepPlan {
   RunMemory memory;
   MemoryPlan train, evaluation;
+  std::vector<GemmProblem> gemms;  ///< every matrix product of a pass, for tune_gemms
   KernelCost cost;             ///< one micro-batch, forward and backward
   double flops_per_token = 0;  ///< without recomputation: what MFU counts
 };
 
-/// Plans a run with `micro_batch_size` sequences per pass.
-StepPlan plan_step(const RunConfig& config, int64_t micro_batch_size);
+/// Plans a run with `micro_batch_size` sequences per pass on `device`.
+StepPlan plan_step(const RunConfig& config, int64_t micro_batch_size, const Device& device = {});
 
 /// Throws OutOfMemoryError when the plan exceeds `limit` bytes, naming by how much and the largest
 /// micro-batch that fits.
-void check_memory(const RunConfig& config, const StepPlan& plan, int64_t limit);
+void check_memory(const RunConfig& config, const StepPlan& plan, int64_t limit,
+                  const Device& device = {});
 
 }  // namespace heirloom

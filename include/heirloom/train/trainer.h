@@ -23,8 +23,9 @@ struct TrainerHooks {
 };
 
 struct TrainerOptions {
+  Device device;
   ResumeMode resume = ResumeMode::kAuto;
-  int64_t memory_limit = 0;  ///< bytes; 0: what the machine has available
+  int64_t memory_limit = 0;  ///< bytes; 0: what the device has available
   double roof_flops = 0;     ///< of this machine in the run's dtype; 0: unknown, no MFU
   bool quiet = false;
 };
