@@ -34,7 +34,7 @@ LADDER = {
 LADDER = {layer: set(below.split()) | {layer} for layer, below in LADDER.items()}
 
 # What the implementations below kernels/ may see.
-KERNEL_CORE_HEADERS = {"dtype.h", "device.h", "error.h", "rng.h"}
+KERNEL_CORE_HEADERS = {"dtype.h", "device.h", "device_runtime.h", "error.h", "log.h", "rng.h"}
 # Where a build with and without CUDA may differ: the device file and the header that wraps PTX.
 CUDA_CONDITION_FILES = {"src/core/device.cpp", "kernels/cuda/common/ptx.cuh"}
 # Where variants have names: the plan builders, the config and its dialects.

@@ -50,26 +50,33 @@ const char* stored_name(Dtype dtype) {
   return dtype == Dtype::kBFloat16 ? "BF16" : dtype == Dtype::kFloat64 ? "F64" : "F32";
 }
 
+/// Rows of a slice in memory: `columns` elements of every `stride` are the tensor's.
+struct SliceRows {
+  int64_t rows = 0, columns = 0, stride = 0;
+  int64_t count() const { return rows * columns; }
+  int64_t at(int64_t i) const { return columns == stride ? i : i / columns * stride + i % columns; }
+};
+
 template <class T>
-void read_into(const StoredTensor& stored, int64_t n, const std::string& name, T* to) {
-  read_elements(stored, n, name, [to](int64_t i, double x) {
+void read_into(const StoredTensor& stored, const SliceRows& rows, const std::string& name, T* to) {
+  read_elements(stored, rows.count(), name, [to, &rows](int64_t i, double x) {
     if constexpr (std::is_same_v<T, bfloat16>) {
-      to[i] = bfloat16(static_cast<float>(x));
+      to[rows.at(i)] = bfloat16(static_cast<float>(x));
     } else {
-      to[i] = static_cast<T>(x);
+      to[rows.at(i)] = static_cast<T>(x);
     }
   });
 }
 
-void read_as(const StoredTensor& stored, int64_t n, const std::string& name, std::byte* to,
-             Dtype dtype) {
+void read_as(const StoredTensor& stored, const SliceRows& rows, const std::string& name,
+             std::byte* to, Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat64:
-      return read_into(stored, n, name, reinterpret_cast<double*>(to));
+      return read_into(stored, rows, name, reinterpret_cast<double*>(to));
     case Dtype::kBFloat16:
-      return read_into(stored, n, name, reinterpret_cast<bfloat16*>(to));
+      return read_into(stored, rows, name, reinterpret_cast<bfloat16*>(to));
     default:
-      return read_into(stored, n, name, reinterpret_cast<float*>(to));
+      return read_into(stored, rows, name, reinterpret_cast<float*>(to));
   }
 }
 
@@ -100,13 +107,14 @@ void read_slices(const TensorMap& tensors, const std::string& origin,
                                  shape_text(shape), shape_text(it->second.shape), origin);
       }
       const int64_t first = p.offset + slice.begin * p.columns();
-      const int64_t n = (slice.end - slice.begin) * p.columns();
+      const SliceRows rows{slice.end - slice.begin, p.own_columns(), p.columns()};
       std::byte* data = static_cast<std::byte*>(flat.data) + first * dtype_size(flat.dtype);
       if (on_host) {
-        read_as(it->second, n, name, data, flat.dtype);
+        read_as(it->second, rows, name, data, flat.dtype);
       } else {
-        staging.resize(static_cast<size_t>(n * dtype_size(flat.dtype)));
-        read_as(it->second, n, name, staging.data(), flat.dtype);
+        staging.assign(static_cast<size_t>(rows.rows * rows.stride * dtype_size(flat.dtype)),
+                       std::byte{0});
+        read_as(it->second, rows, name, staging.data(), flat.dtype);
         runtime.copy_to_device(data, staging.data(), static_cast<int64_t>(staging.size()),
                                device_stream(device));
       }
@@ -172,29 +180,39 @@ std::string save_flat(const fs::path& file, const ParameterStore& parameters,
     for (const NamedParameter& p : parameters.all()) {
       for (const ParameterSlice& slice : p.slices) {
         const int64_t first = p.offset + slice.begin * p.columns();
-        const int64_t n = (slice.end - slice.begin) * p.columns();
+        const SliceRows rows{slice.end - slice.begin, p.own_columns(), p.columns()};
         const std::byte* source =
             static_cast<const std::byte*>(flat.data) + first * dtype_size(flat.dtype);
-        const auto fill = [source, n, dtype = flat.dtype, stored, device,
+        const auto fill = [source, rows, dtype = flat.dtype, stored, device,
                            &staging](const std::function<void(const void*, size_t)>& out) {
           const std::byte* data = source;
           if (device.kind != DeviceKind::kCpu) {
-            staging.resize(static_cast<size_t>(n * dtype_size(dtype)));
+            const int64_t bytes = rows.rows * rows.stride * dtype_size(dtype);
+            staging.resize(static_cast<size_t>(bytes));
             DeviceRuntime& runtime = device_runtime(device.kind);
-            runtime.copy_to_host(staging.data(), source, n * dtype_size(dtype),
-                                 device_stream(device));
+            runtime.copy_to_host(staging.data(), source, bytes, device_stream(device));
             runtime.synchronize(device_stream(device));
             data = staging.data();
           }
-          if (dtype == stored) return out(data, static_cast<size_t>(n * dtype_size(dtype)));
+          if (dtype == stored) {
+            const int64_t row_bytes = rows.columns * dtype_size(dtype);
+            if (rows.columns == rows.stride) {
+              return out(data, static_cast<size_t>(rows.rows * row_bytes));
+            }
+            for (int64_t r = 0; r < rows.rows; ++r) {
+              out(data + r * rows.stride * dtype_size(dtype), static_cast<size_t>(row_bytes));
+            }
+            return;
+          }
           HEIRLOOM_ASSERT(stored != Dtype::kFloat64);
           std::array<float, 4096> run;
           std::array<bfloat16, 4096> half;
           const int64_t run_length = static_cast<int64_t>(run.size());
+          const int64_t n = rows.count();
           for (int64_t i = 0; i < n; i += run_length) {
             const int64_t m = std::min(run_length, n - i);
             for (int64_t j = 0; j < m; ++j) {
-              run[static_cast<size_t>(j)] = element_as_float(data, dtype, i + j);
+              run[static_cast<size_t>(j)] = element_as_float(data, dtype, rows.at(i + j));
               half[static_cast<size_t>(j)] = bfloat16(run[static_cast<size_t>(j)]);
             }
             const void* converted =

@@ -55,6 +55,12 @@ void append_heads(std::vector<ParameterSlice>& slices, std::string name, std::ve
   slices.push_back(std::move(s));
 }
 
+/// Widths that are no multiple of 8 (16 bytes of bfloat16) are rounded up to one of 64; narrow ones
+/// stay, where the padding would be a part worth counting.
+int64_t padded_width(int64_t f) {
+  return f % 8 == 0 || f < 1024 ? f : (f + 63) / 64 * 64;
+}
+
 std::vector<int64_t> iota(int64_t n) {
   std::vector<int64_t> v(static_cast<size_t>(n));
   std::iota(v.begin(), v.end(), int64_t{0});
@@ -91,12 +97,18 @@ void Transformer::build() {
       m.bias = &parameters_.add({width}, {whole(name + ".bias", width, InitKind::kZeros)});
     return m;
   };
+  // The MLP's own width and what it has in memory: a width like the paper's 5461 would leave every
+  // other row of activations off the 16-byte lines that vector and matrix units want.
+  const int64_t f = c.intermediate_size, f_padded = padded_width(f);
   const auto linear_module = [&](const std::string& name, int64_t out, int64_t in, bool bias,
-                                 bool writes_residual) {
+                                 bool writes_residual, int64_t in_padded = 0) {
     LinearModule m;
     ParameterSlice slice = whole(name + ".weight", out);
     slice.writes_residual = writes_residual;
-    m.weight = &parameters_.add({out, in}, {std::move(slice)});
+    NamedParameter& weight =
+        parameters_.add({out, in_padded ? in_padded : in}, {std::move(slice)});
+    weight.stored_columns = in;
+    m.weight = &weight;
     if (bias) m.bias = &parameters_.add({out}, {whole(name + ".bias", out, InitKind::kZeros)});
     return m;
   };
@@ -163,20 +175,24 @@ void Transformer::build() {
     b.mlp_norm = norm(base + "post_attention_layernorm");
     b.mlp.kind = c.mlp;
     if (c.mlp == ActivationKind::kSwiglu) {
-      const int64_t f = c.intermediate_size;
       const auto gate_up = [&](const char* kind, InitKind init) {
         std::vector<ParameterSlice> slices{whole(base + "mlp.gate_proj." + kind, f, init),
-                                           whole(base + "mlp.up_proj." + kind, 2 * f, init)};
-        slices[1].begin = f;
+                                           whole(base + "mlp.up_proj." + kind, f, init)};
+        slices[0].end = f;
+        slices[1].begin = f_padded;
+        slices[1].end = f_padded + f;
         return slices;
       };
-      b.mlp.up.weight = &parameters_.add({2 * f, width}, gate_up("weight", InitKind::kNormal));
-      if (c.mlp_bias) b.mlp.up.bias = &parameters_.add({2 * f}, gate_up("bias", InitKind::kZeros));
+      b.mlp.up.weight = &parameters_.add({2 * f_padded, width}, gate_up("weight", InitKind::kNormal));
+      if (c.mlp_bias) b.mlp.up.bias = &parameters_.add({2 * f_padded}, gate_up("bias", InitKind::kZeros));
     } else {
-      b.mlp.up = linear_module(base + "mlp.up_proj", c.intermediate_size, width, c.mlp_bias, false);
+      b.mlp.up.weight = &parameters_.add({f_padded, width}, {whole(base + "mlp.up_proj.weight", f)});
+      if (c.mlp_bias) {
+        b.mlp.up.bias =
+            &parameters_.add({f_padded}, {whole(base + "mlp.up_proj.bias", f, InitKind::kZeros)});
+      }
     }
-    b.mlp.down =
-        linear_module(base + "mlp.down_proj", width, c.intermediate_size, c.mlp_bias, true);
+    b.mlp.down = linear_module(base + "mlp.down_proj", width, f, c.mlp_bias, true, f_padded);
     blocks_.push_back(std::move(b));
   }
   final_norm_ = norm("model.norm");

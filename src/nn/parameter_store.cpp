@@ -7,7 +7,7 @@ namespace heirloom {
 
 std::vector<int64_t> NamedParameter::stored_shape(const ParameterSlice& slice) const {
   if (shape.rank() == 1) return {slice.end - slice.begin};
-  return {slice.end - slice.begin, shape[1]};
+  return {slice.end - slice.begin, own_columns()};
 }
 
 NamedParameter& ParameterStore::add(Shape shape, std::vector<ParameterSlice> slices) {
@@ -16,7 +16,7 @@ NamedParameter& ParameterStore::add(Shape shape, std::vector<ParameterSlice> sli
   p.slices = std::move(slices);
   p.offset = elements_;
   HEIRLOOM_ASSERT(!p.slices.empty() && p.slices.front().begin == 0 &&
-                  p.slices.back().end == shape[0]);
+                  p.slices.back().end <= shape[0]);
   constexpr int64_t kAlign = 64;  // elements: a 128-byte line in the narrowest dtype
   elements_ += (p.numel() + kAlign - 1) / kAlign * kAlign;
   return p;
@@ -42,7 +42,9 @@ void ParameterStore::attach_gradients(void* base) {
 
 int64_t ParameterStore::count() const {
   int64_t n = 0;
-  for (const NamedParameter& p : parameters_) n += p.numel();
+  for (const NamedParameter& p : parameters_) {
+    for (const ParameterSlice& s : p.slices) n += (s.end - s.begin) * p.own_columns();
+  }
   return n;
 }
 
@@ -74,11 +76,11 @@ template <class T>
 void initialize_as(const ParameterStore& parameters, uint64_t seed, const InitOptions& options,
                    T* flat) {
   for (const NamedParameter& p : parameters.all()) {
-    const int64_t columns = p.columns();
+    const int64_t columns = p.own_columns(), stride = p.columns();
     for (const ParameterSlice& s : p.slices) {
       T* base = flat + p.offset;
       if (s.init != InitKind::kNormal) {
-        std::fill(base + s.begin * columns, base + s.end * columns,
+        std::fill(base + s.begin * stride, base + s.end * stride,
                   T(s.init == InitKind::kOnes ? 1.0f : 0.0f));
         continue;
       }
@@ -91,7 +93,7 @@ void initialize_as(const ParameterStore& parameters, uint64_t seed, const InitOp
         for (int64_t row = s.begin; row < s.end; ++row) {
           normal_row(s, key, std, row, columns, values.data());
           for (int64_t c = 0; c < columns; ++c) {
-            base[row * columns + c] =
+            base[row * stride + c] =
                 static_cast<T>(static_cast<compute_t<T>>(values[static_cast<size_t>(c)]));
           }
         }

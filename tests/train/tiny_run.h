@@ -68,7 +68,8 @@ inline TrainOutcome train_quietly(const RunConfig& config, TrainerOptions option
   register_kernels();
   const ThreadCount count(threads);
   options.quiet = true;
-  return train(config, plan_step(config, config.train.micro_batch_size), {}, options);
+  return train(config, plan_step(config, config.train.micro_batch_size, options.device), {},
+               options);
 }
 
 /// Values of every tensor of a safetensors file of F32 or F64.

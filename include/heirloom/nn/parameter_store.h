@@ -34,10 +34,15 @@ struct NamedParameter : Parameter {
   bool is_embedding = false;  ///< optimizer.decay_embeddings may exempt it
   std::vector<ParameterSlice> slices;
   int64_t offset = 0;  ///< elements from the start of the store's flat buffers
+  /// Columns that a checkpoint stores; those behind them, and rows between slices, are padding:
+  /// zeros that every step leaves zero. 0: all.
+  int64_t stored_columns = 0;
 
   int64_t numel() const { return shape.numel(); }
   /// Rows of a matrix; elements of a vector count as rows of one element.
   int64_t columns() const { return shape.rank() == 2 ? shape[1] : 1; }
+  /// Columns without padding.
+  int64_t own_columns() const { return stored_columns ? stored_columns : columns(); }
   /// Shape of a slice as a checkpoint stores it.
   std::vector<int64_t> stored_shape(const ParameterSlice& slice) const;
   bool decays() const { return shape.rank() >= 2; }
@@ -45,7 +50,7 @@ struct NamedParameter : Parameter {
 
 class ParameterStore {
  public:
-  /// Adds a parameter whose slices cover its rows in order. The reference stays valid.
+  /// Adds a parameter whose slices stand in the order of its rows. The reference stays valid.
   NamedParameter& add(Shape shape, std::vector<ParameterSlice> slices);
 
   /// Gives every parameter its place in one zeroed buffer of `dtype` (nothing on the meta device).
@@ -58,7 +63,7 @@ class ParameterStore {
   const std::deque<NamedParameter>& all() const { return parameters_; }
   /// Elements of the flat buffers: every parameter aligned to 128 bytes.
   int64_t elements() const { return elements_; }
-  /// Parameters proper, without alignment.
+  /// Parameters proper, without alignment and padding.
   int64_t count() const;
   Dtype dtype() const { return dtype_; }
   const Device& device() const { return device_; }
