@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Usage: tools/test.sh [--full]
 # Installs what is missing, builds, and tests: layering, formatting, the core and the readers of outside files under
-# address and undefined-behaviour sanitizers, a few seconds of every fuzz target, and the whole suite in release; its summary
-# comes last. At most 25 minutes on 2 cores from a clean clone.
+# address and undefined-behaviour sanitizers, a few seconds of every fuzz target, the CUDA kernels executed by the emulator
+# (plain with one seed; instrumented: races, bounds, uninitialised reads, traffic), and the whole suite in release; its
+# summary comes last. At most 25 minutes on 2 cores from a clean clone.
 # --full (45 minutes): warnings are errors, the whole suite under the sanitizers, longer fuzzing, 50 kills of a training run
-# at random moments, and the quickstart at a fraction of its length.
+# at random moments, the quickstart at a fraction of its length, the emulated kernels under address sanitizer and with more
+# seeds, and, where nvcc is there, the build for GPUs and the table of its registers and spills.
+# On a machine with a GPU the CUDA suite runs on it by itself (HEIRLOOM_REQUIRE_CUDA=1: and must).
 # Every part runs even when an earlier one has failed; the exit code is 0 only when all have passed.
 #
 # HEIRLOOM_TEST_DATA: a folder of outside data (models, tokenizers, texts); tests that want it say what they skip without.
@@ -63,6 +66,47 @@ quickstart_smoke() {
   QUICKSTART_OUT=$root/build/quickstart-smoke QUICKSTART_STEPS=20 tools/quickstart.sh
 }
 
+# Everything that kernels/cuda is tested by, run by the emulator; training and evaluation on top of it.
+emulated_targets=(heirloom heirloom_{kernels,cuda_emulator,ops,train,decode,evaluate}_tests)
+emulated_suite() {
+  build cuda-emulated -- "${emulated_targets[@]}" || return 1
+  local seed
+  for seed in 1 $($full && echo 2 3); do
+    HEIRLOOM_TEST_DEVICES=cuda HEIRLOOM_REQUIRE_CUDA=1 HEIRLOOM_EMULATOR_SEED=$seed \
+      build/cuda-emulated/tests/heirloom_kernels_tests --gtest_brief=1 || return 1
+  done
+  local name
+  for name in cuda_emulator train decode evaluate; do
+    HEIRLOOM_REQUIRE_CUDA=1 "build/cuda-emulated/tests/heirloom_${name}_tests" --gtest_brief=1 || return 1
+  done
+  tests/scripts/emulated_cases.sh build/cuda-emulated/heirloom
+}
+
+instrumented_suite() {
+  build cuda-instrumented -- heirloom_{kernels,cuda_emulator}_tests || return 1
+  build/cuda-instrumented/tests/heirloom_cuda_emulator_tests --gtest_brief=1 || return 1
+  HEIRLOOM_TEST_DEVICES=cuda HEIRLOOM_REQUIRE_CUDA=1 \
+    build/cuda-instrumented/tests/heirloom_kernels_tests --gtest_brief=1
+}
+
+emulated_sanitized() {
+  build cuda-sanitize -- heirloom_{kernels,cuda_emulator}_tests || return 1
+  build/cuda-sanitize/tests/heirloom_cuda_emulator_tests --gtest_brief=1 || return 1
+  HEIRLOOM_TEST_DEVICES=cuda HEIRLOOM_REQUIRE_CUDA=1 \
+    build/cuda-sanitize/tests/heirloom_kernels_tests --gtest_brief=1
+}
+
+nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2> /dev/null || true)
+toolkit_build() { build cuda-release -- heirloom && tools/kernel_table.py --check; }
+
+gpu_suite() {
+  build cuda-release -- "${emulated_targets[@]//heirloom_cuda_emulator_tests/}" || return 1
+  local name
+  for name in kernels train decode evaluate; do
+    HEIRLOOM_REQUIRE_CUDA=1 "build/cuda-release/tests/heirloom_${name}_tests" --gtest_brief=1 || return 1
+  done
+}
+
 part "setup" tools/setup.sh
 part "layers" tools/check_layers.py
 part "format" tools/check_format.sh
@@ -78,7 +122,13 @@ if [ $kills -gt 0 ]; then
   part "killed and resumed, $kills times" tests/scripts/kill_resume.py --kills $kills
   part "quickstart, shortened" quickstart_smoke
 fi
-# CUDA builds (emulated; with nvcc where it is there) are parts of their own and go here.
+part "emulated CUDA" emulated_suite
+part "emulated CUDA, instrumented" instrumented_suite
+if $full; then
+  part "emulated CUDA under address sanitizer" emulated_sanitized
+  if [ -n "$nvcc" ]; then part "CUDA build and kernel table" toolkit_build; fi
+fi
+if [ -e /proc/driver/nvidia/version ] && [ -n "$nvcc" ]; then part "CUDA suite on the GPU" gpu_suite; fi
 
 printf '\n'
 if [ ${#failed[@]} -gt 0 ]; then

@@ -5,14 +5,22 @@
 
 #include <array>
 #include <cmath>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "heirloom/core/rng.h"
 #include "heirloom/kernels/attention.h"
 #include "kernels/reference/attention.hpp"
+#include "support/kernels.h"
 
 namespace heirloom::testing_attention {
+
+using test::FencedBuffer;
+using test::from_double;
+using test::Kernel;
+using test::OnDevice;
+using test::to_double;
 
 enum class Slots {
   kWrite,    ///< every head its own slot of dtype T, written
@@ -31,18 +39,43 @@ struct Case {
   bool mean = false;  ///< value head 0 is the mean of two
   bool zero = false;  ///< the last value head is zero
   Slots slots = Slots::kWrite;
+  bool aligned = false;  ///< every row begins at a multiple of 8 elements
 };
 
-inline double to_double(double x) { return x; }
-inline double to_double(float x) { return static_cast<double>(x); }
-inline double to_double(bfloat16 x) { return static_cast<double>(static_cast<float>(x)); }
-template <class T>
-T from_double(double x) {
-  if constexpr (std::is_same_v<T, bfloat16>)
-    return bfloat16(static_cast<float>(x));
-  else
-    return static_cast<T>(x);
-}
+/// Arrays of the host, copied to a device for as long as it lives.
+class Mirror {
+ public:
+  Mirror(const Device& device, const std::vector<std::span<std::byte>>& arrays) : arrays_(arrays) {
+    const OnDevice scope(device);
+    for (const auto array : arrays_) {
+      const auto* bytes = reinterpret_cast<const unsigned char*>(array.data());
+      copies_.emplace_back(std::vector<unsigned char>(bytes, bytes + array.size()));
+    }
+  }
+  /// Where the device has what the host has at `address`; null stays null.
+  template <class P>
+  P* at(P* address) {
+    if (address == nullptr) return nullptr;
+    const auto* byte = reinterpret_cast<const std::byte*>(address);
+    for (size_t i = 0; i < arrays_.size(); ++i) {
+      const auto offset = byte - arrays_[i].data();
+      if (offset >= 0 && offset < static_cast<std::ptrdiff_t>(arrays_[i].size()))
+        return reinterpret_cast<P*>(reinterpret_cast<std::byte*>(copies_[i].data()) + offset);
+    }
+    ADD_FAILURE() << "an argument points into none of the problem's arrays";
+    return nullptr;
+  }
+  void copy_back() {
+    for (size_t i = 0; i < arrays_.size(); ++i) {
+      const std::vector<unsigned char> bytes = copies_[i].contents();
+      std::memcpy(arrays_[i].data(), bytes.data(), bytes.size());
+    }
+  }
+
+ private:
+  std::vector<std::span<std::byte>> arrays_;
+  std::vector<FencedBuffer<unsigned char>> copies_;
+};
 
 /// Standard normal number `at` of tensor `tensor`, rounded to `dtype`.
 inline double random_value(uint64_t tensor, int64_t at, Dtype dtype) {
@@ -80,10 +113,13 @@ class Problem {
     query_rows_ = query_row;
     key_rows_ = c_.paged ? (block_total * 7 + 1) * kKvBlockTokens : key_row;
 
-    q_stride_ = c_.heads * c_.qk_dim + 5;
-    o_stride_ = c_.heads * c_.v_dim + 3;
-    k_stride_ = c_.kv_heads * c_.qk_dim + 1;
-    v_stride_ = c_.kv_heads * c_.v_dim + 2;
+    const auto stride = [&](int64_t width, int64_t gap) {
+      return c_.aligned ? (width + 15) / 8 * 8 : width + gap;
+    };
+    q_stride_ = stride(c_.heads * c_.qk_dim, 5);
+    o_stride_ = stride(c_.heads * c_.v_dim, 3);
+    k_stride_ = stride(c_.kv_heads * c_.qk_dim, 1);
+    v_stride_ = stride(c_.kv_heads * c_.v_dim, 2);
     resize(q, query_rows_ * q_stride_);
     resize(dq, query_rows_ * q_stride_);
     resize(dout, query_rows_ * o_stride_);
@@ -94,24 +130,54 @@ class Problem {
     resize(second, key_rows_ * v_stride_);
     for (const AttentionSequence& s : sequences_) {
       for (int64_t i = 0; i < s.queries; ++i) {
-        fill(q, (s.query_row + i) * q_stride_, c_.heads * c_.qk_dim, 1);
-        fill(dout, (s.query_row + i) * o_stride_, c_.heads * c_.v_dim, 2);
+        fill(q, s.query_row + i, q_stride_, c_.heads * c_.qk_dim, 1, 5);
+        fill(dout, s.query_row + i, o_stride_, c_.heads * c_.v_dim, 2, 3);
       }
       for (int64_t j = 0; j < s.keys; ++j) {
         const int64_t row = reference::attention_detail::stream_row(s, j);
-        fill(k, row * k_stride_, c_.kv_heads * c_.qk_dim, 3);
-        fill(v, row * v_stride_, c_.kv_heads * c_.v_dim, 4);
-        fill(second, row * v_stride_, c_.kv_heads * c_.v_dim, 5);
+        fill(k, row, k_stride_, c_.kv_heads * c_.qk_dim, 3, 1);
+        fill(v, row, v_stride_, c_.kv_heads * c_.v_dim, 4, 2);
+        fill(second, row, v_stride_, c_.kv_heads * c_.v_dim, 5, 2);
       }
     }
     make_args();
   }
   Problem(const Problem&) = delete;
 
-  using Forward = void (*)(const AttentionForwardArgs&, Stream);
-  using Backward = void (*)(const AttentionBackwardArgs&, Stream);
-  void forward(Forward f) { f(args.forward, {}); }
-  void backward(Backward f) { f(args, {}); }
+  /// Calls `f` on a copy of all buffers on its device and copies them back.
+  void forward(const Kernel<AttentionForwardArgs>& f) { forward(f, {args.forward}); }
+  /// Likewise, several calls one after another.
+  void forward(const Kernel<AttentionForwardArgs>& f,
+               const std::vector<AttentionForwardArgs>& calls) {
+    Mirror mirror(f.device, arrays());
+    for (const AttentionForwardArgs& call : calls) DeviceCall(mirror, call, f.device).run(f);
+    mirror.copy_back();
+  }
+  void backward(const Kernel<AttentionBackwardArgs>& f) {
+    Mirror mirror(f.device, arrays());
+    DeviceCall call(mirror, args.forward, f.device);
+    AttentionBackwardArgs moved = args;
+    moved.forward = call.args();
+    moved.dout = mirror.at(args.dout);
+    moved.dq = mirror.at(args.dq);
+    const auto move = [&](std::vector<KvHeadGrad> heads) {
+      for (KvHeadGrad& head : heads) {
+        head.data = mirror.at(head.data);
+        head.second = mirror.at(head.second);
+      }
+      return heads;
+    };
+    const std::vector<KvHeadGrad> moved_dk = move(dk_heads_), moved_dv = move(dv_heads_);
+    moved.dk = moved_dk.data();
+    moved.dv = moved_dv.data();
+    const int64_t bytes =
+        attention_backward_workspace_bytes(query_rows_, c_.heads, kDtypeOf<T>, f.device.kind);
+    const OnDevice scope(f.device);
+    FencedBuffer<unsigned char> workspace(bytes);
+    moved.workspace = bytes > 0 ? workspace.data() : nullptr;
+    f(moved);
+    mirror.copy_back();
+  }
 
   /// Every output buffer, whole.
   std::vector<std::vector<double>> outputs() const {
@@ -130,12 +196,73 @@ class Problem {
   AttentionBackwardArgs args;
 
  private:
+  /// A forward call whose pointers lead to a mirror.
+  class DeviceCall {
+   public:
+    DeviceCall(Mirror& mirror, const AttentionForwardArgs& host, const Device& device)
+        : args_(host),
+          k_(move(mirror, host.k, host.kv_heads)),
+          v_(move(mirror, host.v, host.kv_heads)),
+          sequences_(move(mirror, host, device)),
+          step_key_(copy_of_key(host.dropout.step_key, device)) {
+      args_.q = mirror.at(host.q);
+      args_.o = mirror.at(host.o);
+      args_.lse = mirror.at(host.lse);
+      args_.k = k_.data();
+      args_.v = v_.data();
+      args_.device_sequences = sequences_.data();
+      if (host.dropout.step_key) args_.dropout.step_key = step_key_.data();
+    }
+    const AttentionForwardArgs& args() const { return args_; }
+    void run(const Kernel<AttentionForwardArgs>& f) { f(args_); }
+
+   private:
+    static std::vector<KvHead> move(Mirror& mirror, const KvHead* heads, int64_t count) {
+      std::vector<KvHead> moved(heads, heads + count);
+      for (KvHead& head : moved) {
+        head.data = mirror.at(head.data);
+        head.second = mirror.at(head.second);
+      }
+      return moved;
+    }
+    static FencedBuffer<AttentionSequence> move(Mirror& mirror, const AttentionForwardArgs& host,
+                                                const Device& device) {
+      std::vector<AttentionSequence> moved(host.sequences, host.sequences + host.sequence_count);
+      for (AttentionSequence& s : moved) s.blocks = mirror.at(s.blocks);
+      const OnDevice scope(device);
+      return FencedBuffer<AttentionSequence>(moved);
+    }
+    static FencedBuffer<uint64_t> copy_of_key(const uint64_t* key, const Device& device) {
+      const OnDevice scope(device);
+      return FencedBuffer<uint64_t>(std::vector<uint64_t>{key ? *key : 0});
+    }
+
+    AttentionForwardArgs args_;
+    std::vector<KvHead> k_, v_;
+    FencedBuffer<AttentionSequence> sequences_;
+    FencedBuffer<uint64_t> step_key_;
+  };
+
+  std::vector<std::span<std::byte>> arrays() {
+    std::vector<std::span<std::byte>> all;
+    const auto add = [&](auto& buffer) {
+      all.push_back(std::as_writable_bytes(std::span(buffer)));
+    };
+    for (auto* buffer : {&q, &k, &v, &second, &dout, &o, &dq, &dk, &dv, &dsecond}) add(*buffer);
+    for (auto* buffer : {&lse, &dk_slot, &dv_slot, &dsecond_slot}) add(*buffer);
+    for (auto& blocks : blocks_) add(blocks);
+    return all;
+  }
+
   static void resize(std::vector<T>& buffer, int64_t n) {
     buffer.assign(static_cast<size_t>(n), from_double<T>(NAN));
   }
-  void fill(std::vector<T>& buffer, int64_t from, int64_t count, uint64_t tensor) {
-    for (int64_t i = from; i < from + count; ++i) {
-      buffer[static_cast<size_t>(i)] = from_double<T>(random_value(tensor, i, rounding_));
+  /// `width` values of a row, the same whether rows are aligned or have a `gap` between them.
+  void fill(std::vector<T>& buffer, int64_t row, int64_t stride, int64_t width, uint64_t tensor,
+            int64_t gap) {
+    for (int64_t x = 0; x < width; ++x) {
+      buffer[static_cast<size_t>(row * stride + x)] =
+          from_double<T>(random_value(tensor, row * (width + gap) + x, rounding_));
     }
   }
 

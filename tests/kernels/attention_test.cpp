@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
-#include <omp.h>
 
 #include <cmath>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "heirloom/kernels/attention.h"
@@ -117,11 +117,21 @@ void expect_same_bits(const Outputs& a, const Outputs& b, const std::string& wha
   }
 }
 
-/// The kernels of one instruction set.
-class AttentionTest : public testing::TestWithParam<const char*> {
+/// Whose kernels: those of one instruction set, or of CUDA; and in which dtype.
+using Entry = std::tuple<std::string, Dtype>;
+
+class AttentionTest : public testing::TestWithParam<Entry> {
  protected:
   void SetUp() override {
-    if (std::string(GetParam()) == "avx512") {
+    const std::string& whose = std::get<0>(GetParam());
+    if (whose == "cuda") {
+      if (!test::is_wanted(DeviceKind::kCuda)) GTEST_SKIP() << "HEIRLOOM_TEST_DEVICES";
+      HEIRLOOM_SKIP_WITHOUT_CUDA();
+      device_ = test::kCuda;
+      return;
+    }
+    if (!test::is_wanted(DeviceKind::kCpu)) GTEST_SKIP() << "HEIRLOOM_TEST_DEVICES";
+    if (whose == "avx512") {
       if (!__builtin_cpu_supports("avx512bf16"))
         GTEST_SKIP() << "no AVX-512 with bfloat16: its attention kernels are not tested";
       cpu::avx512::register_attention_forward();
@@ -135,22 +145,33 @@ class AttentionTest : public testing::TestWithParam<const char*> {
       cpu::avx2::register_attention_decode();
     }
   }
-  template <class T>
-  static auto forward_kernel() {
-    return attention_forward_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+  /// Calls body with a value of the dtype.
+  template <class Body>
+  void in_dtype(const Body& body) const {
+    if (std::get<1>(GetParam()) == Dtype::kBFloat16)
+      body(bfloat16(0.0f));
+    else
+      body(0.0f);
   }
   template <class T>
-  static auto backward_kernel() {
-    return attention_backward_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+  auto forward_kernel() const {
+    return test::on(attention_forward_table(), device_, kDtypeOf<T>);
   }
   template <class T>
-  static auto decode_kernel() {
-    return attention_decode_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+  auto backward_kernel() const {
+    return test::on(attention_backward_table(), device_, kDtypeOf<T>);
+  }
+  template <class T>
+  auto decode_kernel() const {
+    return test::on(attention_decode_table(), device_, kDtypeOf<T>);
+  }
+  bool has_decode() const {
+    return attention_decode_table().has(device_.kind, std::get<1>(GetParam()));
   }
 
   template <class T>
-  static void check_values(const Case& c) {
-    SCOPED_TRACE(c.name + " " + dtype_name(kDtypeOf<T>));
+  void check_values(const Case& c) const {
+    SCOPED_TRACE(c.name + (c.aligned ? " aligned" : ""));
     Problem<T> tested(c, kDtypeOf<T>), naive(c, kDtypeOf<T>);
     Problem<double> oracle(c, kDtypeOf<T>);
     tested.forward(forward_kernel<T>());
@@ -164,8 +185,8 @@ class AttentionTest : public testing::TestWithParam<const char*> {
   }
 
   template <class T>
-  static void check_decode(const Case& c) {
-    SCOPED_TRACE(c.name + " " + dtype_name(kDtypeOf<T>));
+  void check_decode(const Case& c) const {
+    SCOPED_TRACE(c.name);
     Problem<T> tested(c, kDtypeOf<T>), naive(c, kDtypeOf<T>);
     Problem<double> oracle(c, kDtypeOf<T>);
     tested.forward(decode_kernel<T>());
@@ -174,72 +195,96 @@ class AttentionTest : public testing::TestWithParam<const char*> {
     expect_close(tested.outputs(), naive.outputs(), oracle.outputs(), "decode");
   }
 
+  /// On the CPU with other numbers of threads.
   template <class T>
-  static void check_threads(const Case& c) {
-    SCOPED_TRACE(c.name + " " + dtype_name(kDtypeOf<T>));
-    const int threads = omp_get_max_threads();
-    Problem<T> one(c, kDtypeOf<T>), several(c, kDtypeOf<T>);
-    omp_set_num_threads(1);
-    one.forward(forward_kernel<T>());
-    one.backward(backward_kernel<T>());
-    omp_set_num_threads(3);
-    several.forward(forward_kernel<T>());
-    several.backward(backward_kernel<T>());
-    omp_set_num_threads(threads);
-    expect_same_bits(one.outputs(), several.outputs(), "1 and 3 threads");
+  void check_repetition(const Case& c) const {
+    SCOPED_TRACE(c.name);
+    Problem<T> first(c, kDtypeOf<T>), second(c, kDtypeOf<T>);
+    {
+      const test::ThreadCount threads(1);
+      first.forward(forward_kernel<T>());
+      first.backward(backward_kernel<T>());
+    }
+    const test::ThreadCount threads(3);
+    second.forward(forward_kernel<T>());
+    second.backward(backward_kernel<T>());
+    expect_same_bits(first.outputs(), second.outputs(), "two runs");
   }
 
   /// o and lse of the first sequence, `chunk` queries per call, each call seeing only the keys it
   /// needs.
   template <class T>
-  static Outputs in_chunks(const Case& c, int64_t chunk) {
+  Outputs in_chunks(const Case& c, int64_t chunk) const {
     Problem<T> p(c, kDtypeOf<T>);
     AttentionForwardArgs call = p.args.forward;
     call.sequence_count = 1;
     const AttentionSequence whole = call.sequences[0];
+    std::vector<AttentionSequence> parts;
     for (int64_t from = 0; from < whole.queries; from += chunk) {
-      AttentionSequence s = whole;
+      AttentionSequence& s = parts.emplace_back(whole);
       s.query_row += from;
       s.queries = std::min(chunk, whole.queries - from);
       s.keys = whole.keys - whole.queries + from + s.queries;
-      call.sequences = &s;
-      forward_kernel<T>()(call, {});
     }
+    std::vector<AttentionForwardArgs> calls;
+    for (const AttentionSequence& part : parts) {
+      call.sequences = &part;
+      calls.push_back(call);
+    }
+    p.forward(forward_kernel<T>(), calls);
     return p.outputs();
   }
 
   template <class T>
-  static void check_chunks(Case c) {
-    SCOPED_TRACE(c.name + " " + dtype_name(kDtypeOf<T>));
+  void check_chunks(const Case& c) const {
+    SCOPED_TRACE(c.name);
     const int64_t all = c.sequences[0][0];
     const Outputs whole = in_chunks<T>(c, all);
     for (const int64_t chunk : {1, 7, 16, 64, 100}) {
       expect_same_bits(whole, in_chunks<T>(c, chunk), "chunks of " + std::to_string(chunk));
     }
   }
+
+ private:
+  Device device_;
 };
 
 TEST_P(AttentionTest, ValuesAndGradients) {
-  for (const Case& c : cases()) {
-    check_values<float>(c);
-    check_values<bfloat16>(c);
+  for (Case c : cases()) {
+    for (const bool aligned : {false, true}) {
+      c.aligned = aligned;
+      in_dtype([&]<class T>(T) { check_values<T>(c); });
+    }
   }
 }
 
 TEST_P(AttentionTest, Decode) {
-  for (const Case& c : decode_cases()) {
-    check_decode<float>(c);
-    check_decode<bfloat16>(c);
-  }
+  if (!has_decode()) GTEST_SKIP() << "no kernel of this device";
+  std::vector<Case> list = decode_cases();
   // More than one query per sequence has the same meaning.
-  check_decode<float>({"several", {{3, 70}}, 2, 1, 16, 16});
+  list.push_back({"several", {{3, 70}}, 2, 1, 16, 16});
+  for (const Case& c : list) in_dtype([&]<class T>(T) { check_decode<T>(c); });
 }
 
-TEST_P(AttentionTest, ResultsDoNotDependOnThreads) {
-  for (const Case& c : cases()) {
-    check_threads<float>(c);
-    check_threads<bfloat16>(c);
-  }
+TEST_P(AttentionTest, SameBitsEveryTime) {
+  for (const Case& c : cases()) in_dtype([&]<class T>(T) { check_repetition<T>(c); });
+}
+
+// A replayed step has the arguments of the captured one: its key is read from memory.
+TEST_P(AttentionTest, TheStepsDropoutKeyComesFromMemory) {
+  const Case c{"dropout", {{70, 70}, {65, 65}}, 2, 1, 16, 16, 0, 0.4};
+  const uint64_t step_key = 0xfedcba9876543210ull;
+  in_dtype([&]<class T>(T) {
+    Problem<T> plain(c, kDtypeOf<T>), replayed(c, kDtypeOf<T>);
+    plain.args.forward.dropout.key = mix_key(step_key, 77);
+    replayed.args.forward.dropout.key = 77;
+    replayed.args.forward.dropout.step_key = &step_key;
+    for (Problem<T>* p : {&plain, &replayed}) {
+      p->forward(forward_kernel<T>());
+      p->backward(backward_kernel<T>());
+    }
+    expect_same_bits(plain.outputs(), replayed.outputs(), "key");
+  });
 }
 
 TEST_P(AttentionTest, ResultsDoNotDependOnChunks) {
@@ -251,8 +296,7 @@ TEST_P(AttentionTest, ResultsDoNotDependOnChunks) {
       {"paged", {{200, 200}}, 2, 2, 32, 32, 0, 0, true},
   };
   for (const Case& c : list) {
-    check_chunks<float>(c);
-    check_chunks<bfloat16>(c);
+    in_dtype([&]<class T>(T) { check_chunks<T>(c); });
   }
 }
 
@@ -295,39 +339,52 @@ TEST_P(AttentionTest, ResultsDoNotDependOnPagesOrNeighbours) {
   Case alone{"alone", {{150, 210}}, 4, 2, 32, 20};
   Case company{"company", {{65, 65}, {150, 210}, {1, 700}}, 4, 2, 32, 20};
   company.paged = true;
-  Problem<float> a(alone, Dtype::kFloat32), b(company, Dtype::kFloat32);
-  copy_sequence(a, 0, b, 1);
-  a.forward(forward_kernel<float>());
-  b.forward(forward_kernel<float>());
-  expect_same_rows(a, 0, b, 1, "forward");
+  in_dtype([&]<class T>(T) {
+    Problem<T> a(alone, kDtypeOf<T>), b(company, kDtypeOf<T>);
+    copy_sequence(a, 0, b, 1);
+    a.forward(forward_kernel<T>());
+    b.forward(forward_kernel<T>());
+    expect_same_rows(a, 0, b, 1, "forward");
+  });
 
+  if (!has_decode()) return;
   alone.sequences = {{1, 1210}};
   company.sequences = {{1, 65}, {1, 600}, {1, 1210}, {1, 3}};
-  Problem<float> c(alone, Dtype::kFloat32), d(company, Dtype::kFloat32);
-  copy_sequence(c, 0, d, 2);
-  const int threads = omp_get_max_threads();
-  omp_set_num_threads(1);
-  c.forward(decode_kernel<float>());
-  omp_set_num_threads(3);
-  d.forward(decode_kernel<float>());
-  omp_set_num_threads(threads);
-  expect_same_rows(c, 0, d, 2, "decode");
+  in_dtype([&]<class T>(T) {
+    Problem<T> a(alone, kDtypeOf<T>), b(company, kDtypeOf<T>);
+    copy_sequence(a, 0, b, 2);
+    {
+      const test::ThreadCount threads(1);
+      a.forward(decode_kernel<T>());
+    }
+    const test::ThreadCount threads(3);
+    b.forward(decode_kernel<T>());
+    expect_same_rows(a, 0, b, 2, "decode");
+  });
 }
 
 TEST_P(AttentionTest, ExtremeScoresStayFinite) {
-  Problem<float> p({"extreme", {{100, 100}}, 1, 1, 16, 16}, Dtype::kFloat32);
-  for (float& x : p.q) x *= 1e4f;
-  for (float& x : p.k) x *= 1e4f;
-  p.forward(forward_kernel<float>());
-  for (int64_t i = 0; i < 100; ++i) {
-    for (int64_t e = 0; e < 16; ++e) {
-      EXPECT_TRUE(std::isfinite(p.o[static_cast<size_t>((1 + i) * p.args.forward.o_stride + e)]));
+  in_dtype([&]<class T>(T) {
+    Problem<T> p({"extreme", {{100, 100}}, 1, 1, 16, 16}, kDtypeOf<T>);
+    for (T& x : p.q) x = from_double<T>(1e4 * to_double(x));
+    for (T& x : p.k) x = from_double<T>(1e4 * to_double(x));
+    p.forward(forward_kernel<T>());
+    for (int64_t i = 0; i < 100; ++i) {
+      for (int64_t e = 0; e < 16; ++e) {
+        const auto at = static_cast<size_t>((1 + i) * p.args.forward.o_stride + e);
+        ASSERT_TRUE(std::isfinite(to_double(p.o[at]))) << i << " " << e;
+      }
     }
-  }
+  });
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, AttentionTest, testing::Values("avx2", "avx512"),
-                         [](const auto& isa) { return std::string(isa.param); });
+INSTANTIATE_TEST_SUITE_P(Kernels, AttentionTest,
+                         testing::Combine(testing::Values("avx2", "avx512", "cuda"),
+                                          testing::Values(Dtype::kFloat32, Dtype::kBFloat16)),
+                         [](const auto& entry) {
+                           return std::get<0>(entry.param) + "_" +
+                                  dtype_name(std::get<1>(entry.param));
+                         });
 
 /// sum of dout * o over a call, in float64.
 double objective(Problem<double>& p) {

@@ -4,12 +4,11 @@
 #include <gtest/gtest.h>
 
 #include "kernels/reference/gemm.hpp"
-#include "support/numerics.h"
+#include "support/kernels.h"
 
 namespace heirloom {
 namespace {
 using namespace test;
-using Kernel = KernelTable<GemmArgs>::Function;
 
 struct Case {
   int64_t m, n, k;
@@ -38,15 +37,13 @@ Inputs make_inputs(const Case& k) {
 
 /// All of C, the padding between its rows too.
 template <class T, class Out>
-Values run_as(const Case& k, const Inputs& in, Kernel f) {
+Values run_as(const Case& k, const Inputs& in, Kernel<GemmArgs> f) {
+  const OnDevice scope(f.device);
   FencedBuffer<T> a(in.a), b(in.b), bias(in.bias);
   // Without accumulate C is write only: poison what will be written.
   FencedBuffer<Out> c(in.c);
   if (!k.accumulate) {
-    for (int64_t i = 0; i < k.m; ++i) {
-      std::memset(static_cast<void*>(c.data() + i * in.ldc), 0xff,
-                  static_cast<size_t>(k.n) * sizeof(Out));
-    }
+    for (int64_t i = 0; i < k.m; ++i) c.poison(i * in.ldc, k.n);
   }
   GemmArgs args;
   args.a = a.data();
@@ -63,18 +60,33 @@ Values run_as(const Case& k, const Inputs& in, Kernel f) {
   args.transpose_b = k.transpose_b;
   args.c_is_accumulate_dtype = k.wide;
   args.accumulate = k.accumulate;
-  f(args, {});
+  f(args);
   return c.values();
 }
 
 template <class T>
-Values run(const Case& k, const Inputs& in, Kernel f) {
+Values run(const Case& k, const Inputs& in, Kernel<GemmArgs> f) {
   return k.wide ? run_as<T, compute_t<T>>(k, in, f) : run_as<T, T>(k, in, f);
 }
 
+void check(const Case& k) {
+  SCOPED_TRACE(fmt::format("m {} n {} k {} ta {} tb {} wide {} accumulate {} bias {} pad {}", k.m,
+                           k.n, k.k, k.transpose_a, k.transpose_b, k.wide, k.accumulate, k.bias,
+                           k.pad));
+  for_each_entry(gemm_table(), [&]<class T>(const Device& device) {
+    const Inputs in = make_inputs<T>(k);
+    const Values actual = run<T>(k, in, on(gemm_table(), device, kDtypeOf<T>));
+    const Values naive = run<T>(k, in, reference::gemm<T>);
+    const Values exact = run<double>(k, in, reference::gemm<double>);
+    if (k.wide) {
+      expect_as_good_as_naive<compute_t<T>>(actual, naive, exact, "c");
+    } else {
+      expect_as_good_as_naive<T>(actual, naive, exact, "c");
+    }
+  });
+}
+
 TEST(GemmTest, MatchesTheReference) {
-  register_cpu_kernels();
-  std::vector<Case> cases;
   for (const auto& [m, n, k] : {std::array<int64_t, 3>{1, 1, 1},
                                 {3, 17, 5},
                                 {17, 3, 101},
@@ -89,31 +101,22 @@ TEST(GemmTest, MatchesTheReference) {
       c.accumulate = bits & 8;
       c.bias = (bits & 16) && !c.accumulate;
       c.pad = bits % 3;
-      cases.push_back(c);
+      check(c);
     }
   }
-  for (const Case& k : cases) {
-    SCOPED_TRACE(fmt::format("m {} n {} k {} ta {} tb {} wide {} accumulate {} bias {} pad {}", k.m,
-                             k.n, k.k, k.transpose_a, k.transpose_b, k.wide, k.accumulate, k.bias,
-                             k.pad));
-    for_each_dtype(gemm_table(), [&]<class T>() {
-      const Inputs in = make_inputs<T>(k);
-      const Values actual = run<T>(k, in, gemm_table().get(DeviceKind::kCpu, kDtypeOf<T>));
-      const Values naive = run<T>(k, in, reference::gemm<T>);
-      const Values exact = run<double>(k, in, reference::gemm<double>);
-      if (k.wide) {
-        expect_as_good_as_naive<compute_t<T>>(actual, naive, exact, "c");
-      } else {
-        expect_as_good_as_naive<T>(actual, naive, exact, "c");
-      }
-    });
+}
+
+TEST(GemmTest, AddressesNeedNoAlignment) {
+  for (const int64_t skew : {1, 2, 4}) {
+    const Skew scope(skew);
+    check({40, 64, 32, false, true, false, false, true});
+    check({32, 64, 40, true, false, true, true});
   }
 }
 
 TEST(GemmTest, EmptyDimensions) {
-  register_cpu_kernels();
-  for_each_dtype(gemm_table(), [&]<class T>() {
-    const auto f = gemm_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+  for_each_entry(gemm_table(), [&]<class T>(const Device& device) {
+    const auto f = on(gemm_table(), device, kDtypeOf<T>);
     for (const bool wide : {false, true}) {
       Case k{3, 5, 0};
       k.wide = wide;
@@ -132,17 +135,17 @@ TEST(GemmTest, EmptyDimensions) {
   });
 }
 
-TEST(GemmTest, SameBitsForAnyNumberOfThreads) {
-  register_cpu_kernels();
+TEST(GemmTest, SameBitsEveryTime) {
   // Shapes of a small LLaMA: forward, dX, dW.
   const Case cases[] = {
       {256, 1376, 512, false, true}, {256, 512, 1376}, {512, 344, 512, true, false, true, true}};
-  for_each_dtype(gemm_table(), [&]<class T>() {
+  for_each_entry(gemm_table(), [&]<class T>(const Device& device) {
     if (std::is_same_v<T, double>) return;
-    for (const Case& k : cases) {
+    for (Case k : cases) {
+      if (is_emulated(device)) k.m /= 8;
       const Inputs in = make_inputs<T>(k);
-      expect_same_for_any_threads(
-          [&] { return run<T>(k, in, gemm_table().get(DeviceKind::kCpu, kDtypeOf<T>)); });
+      expect_reproducible(device,
+                          [&] { return run<T>(k, in, on(gemm_table(), device, kDtypeOf<T>)); });
     }
   });
 }
@@ -150,12 +153,11 @@ TEST(GemmTest, SameBitsForAnyNumberOfThreads) {
 // Inference pads its batches to fixed chunks: a row must not depend on where in the chunk it stands
 // or on its neighbours.
 TEST(GemmTest, ARowsBitsDoNotDependOnItsPositionInTheCall) {
-  register_cpu_kernels();
-  for_each_dtype(gemm_table(), [&]<class T>() {
+  for_each_entry(gemm_table(), [&]<class T>(const Device& device) {
     for (const int64_t chunk : {32, 128}) {
-      Case k{chunk, 512, 320, false, true};
+      Case k{chunk, is_emulated(device) ? 64 : 512, 320, false, true};
       Inputs in = make_inputs<T>(k);
-      const auto f = gemm_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+      const auto f = on(gemm_table(), device, kDtypeOf<T>);
       const Values before = run<T>(k, in, f);
       // Rotate the rows by 5, and replace the last one.
       Inputs moved = in;
@@ -175,14 +177,15 @@ TEST(GemmTest, ARowsBitsDoNotDependOnItsPositionInTheCall) {
 }
 
 TEST(GemmTest, ManyShapesDoNotGrowTheCacheForever) {
-  register_cpu_kernels();
-  // More shapes than the cache holds; the first one is then built again.
-  for (int64_t m = 1; m <= 600; ++m) {
-    const Case k{m, 2, 3};
-    const Inputs in = make_inputs<float>(k);
-    const Values c = run<float>(k, in, gemm_table().get(DeviceKind::kCpu, Dtype::kFloat32));
-    ASSERT_LT(max_error(c, run<double>(k, in, reference::gemm<double>)), 1e-6);
-  }
+  // More shapes than a cache holds; the first one is then built again.
+  for_each_device([](const Device& device) {
+    for (int64_t m = 1; m <= 600; ++m) {
+      const Case k{m, 2, 3};
+      const Inputs in = make_inputs<float>(k);
+      const Values c = run<float>(k, in, on(gemm_table(), device, Dtype::kFloat32));
+      ASSERT_LT(max_error(c, run<double>(k, in, reference::gemm<double>)), 1e-6);
+    }
+  });
 }
 
 TEST(GemmTest, CostByHand) {

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/reference/head_split.hpp"
-#include "support/numerics.h"
+#include "support/kernels.h"
 
 namespace heirloom {
 namespace {
@@ -22,9 +22,12 @@ std::vector<Case> cases() {
     for (const bool norm : {false, true}) {
       all.push_back({3, 2, 2, style, norm, false});
       all.push_back({17, 10, 6, style, norm, true});
+      all.push_back({9, 12, 8, style, norm, false});
       all.push_back({5, 64, 64, style, norm, true});
       all.push_back({70, 80, 20, style, norm, false});
       all.push_back({4, 33, 0, style, norm, false});
+      all.push_back({3, 128, 128, style, norm, true});
+      all.push_back({3, 256, 64, style, norm, false});
       all.push_back({0, 16, 16, style, norm, false});
     }
   }
@@ -75,8 +78,11 @@ struct Forward {
 };
 
 template <class T>
-Forward forward(const Case& c, const Inputs& in, KernelTable<HeadSplitForwardArgs>::Function f) {
+Forward forward(const Case& c, const Inputs& in, Kernel<HeadSplitForwardArgs> f) {
   using A = compute_t<T>;
+  const OnDevice scope(f.device);
+  const FencedBuffer<int32_t> positions(in.positions);
+  const FencedBuffer<int64_t> slots(in.slots);
   const int64_t d = c.head_dim, rows = c.slots ? 2 * c.n : c.n;
   FencedBuffer<T> merged(in.merged), q_norm(in.q_norm), k_norm(in.k_norm);
   FencedBuffer<A> cosines(in.cosines), sines(in.sines);
@@ -108,13 +114,13 @@ Forward forward(const Case& c, const Inputs& in, KernelTable<HeadSplitForwardArg
   args.n = c.n;
   args.width = kRoutes * d;
   args.head_dim = d;
-  args.positions = in.positions.data();
-  args.slots = c.slots ? in.slots.data() : nullptr;
+  args.positions = positions.data();
+  args.slots = c.slots ? slots.data() : nullptr;
   args.cosines = cosines.data();
   args.sines = sines.data();
   args.rotary_dim = c.rotary_dim;
   args.style = c.style;
-  f(args, {});
+  f(args);
   return {q.values(), k.values(), v.values()};
 }
 
@@ -123,9 +129,11 @@ struct Backward {
 };
 
 template <class T>
-Backward backward(const Case& c, const Inputs& in, KernelTable<HeadSplitBackwardArgs>::Function f,
+Backward backward(const Case& c, const Inputs& in, Kernel<HeadSplitBackwardArgs> f,
                   bool drop_k = false) {
   using A = compute_t<T>;
+  const OnDevice scope(f.device);
+  const FencedBuffer<int32_t> positions(in.positions);
   const int64_t d = c.head_dim;
   FencedBuffer<T> merged(in.merged), q_norm(in.q_norm), k_norm(in.k_norm), v_grad(in.grads[3]);
   FencedBuffer<A> cosines(in.cosines), sines(in.sines), dq_norm(in.dq_norm), dk_norm(in.dk_norm);
@@ -144,7 +152,7 @@ Backward backward(const Case& c, const Inputs& in, KernelTable<HeadSplitBackward
     }
   }
   FencedBuffer<unsigned char> workspace(
-      head_split_backward_workspace_bytes(c.n, kRoutes, d, kDtypeOf<T>));
+      head_split_backward_workspace_bytes(c.n, kRoutes, d, kDtypeOf<T>, f.device.kind));
   HeadSplitBackwardArgs args;
   args.merged = merged.data();
   args.dmerged = merged.data();  // in place
@@ -153,52 +161,62 @@ Backward backward(const Case& c, const Inputs& in, KernelTable<HeadSplitBackward
   args.n = c.n;
   args.width = kRoutes * d;
   args.head_dim = d;
-  args.positions = in.positions.data();
+  args.positions = positions.data();
   args.cosines = cosines.data();
   args.sines = sines.data();
   args.rotary_dim = c.rotary_dim;
   args.style = c.style;
   args.workspace = c.norm ? workspace.data() : nullptr;
-  f(args, {});
+  f(args);
   return {merged.values(), dq_norm.values(), dk_norm.values()};
 }
 
-TEST(HeadSplitTest, MatchesTheReference) {
-  register_cpu_kernels();
-  for (const Case& c : cases()) {
-    SCOPED_TRACE(fmt::format("n {} D {} R {} style {} norm {} slots {}", c.n, c.head_dim,
-                             c.rotary_dim, static_cast<int>(c.style), c.norm, c.slots));
-    for_each_dtype(head_split_forward_table(), [&]<class T>() {
-      using A = compute_t<T>;
-      const Inputs in = make_inputs<T>(c);
-      const auto f = head_split_forward_table().get(DeviceKind::kCpu, kDtypeOf<T>);
-      const Forward actual = forward<T>(c, in, f);
-      const Forward naive = forward<T>(c, in, reference::head_split_forward<T>);
-      const Forward exact = forward<double>(c, in, reference::head_split_forward<double>);
-      expect_as_good_as_naive<T>(actual.q, naive.q, exact.q, "q");
-      expect_as_good_as_naive<T>(actual.k, naive.k, exact.k, "k");
-      EXPECT_EQ(actual.v, exact.v);
+void check(const Case& c) {
+  SCOPED_TRACE(fmt::format("n {} D {} R {} style {} norm {} slots {}", c.n, c.head_dim,
+                           c.rotary_dim, static_cast<int>(c.style), c.norm, c.slots));
+  for_each_entry(head_split_forward_table(), [&]<class T>(const Device& device) {
+    using A = compute_t<T>;
+    const Inputs in = make_inputs<T>(c);
+    const Forward actual = forward<T>(c, in, on(head_split_forward_table(), device, kDtypeOf<T>));
+    const Forward naive = forward<T>(c, in, reference::head_split_forward<T>);
+    const Forward exact = forward<double>(c, in, reference::head_split_forward<double>);
+    expect_as_good_as_naive<T>(actual.q, naive.q, exact.q, "q");
+    expect_as_good_as_naive<T>(actual.k, naive.k, exact.k, "k");
+    EXPECT_EQ(actual.v, exact.v);
 
-      const auto g = head_split_backward_table().get(DeviceKind::kCpu, kDtypeOf<T>);
-      for (const bool drop_k : {false, true}) {
-        const Backward b = backward<T>(c, in, g, drop_k);
-        const Backward nb = backward<T>(c, in, reference::head_split_backward<T>, drop_k);
-        const Backward eb = backward<double>(c, in, reference::head_split_backward<double>, drop_k);
-        expect_as_good_as_naive<T>(b.dmerged, nb.dmerged, eb.dmerged, "dmerged");
-        expect_as_good_as_naive<A>(b.dq_norm, nb.dq_norm, eb.dq_norm, "dq_norm");
-        expect_as_good_as_naive<A>(b.dk_norm, nb.dk_norm, eb.dk_norm, "dk_norm");
-      }
-    });
+    const auto g = on(head_split_backward_table(), device, kDtypeOf<T>);
+    for (const bool drop_k : {false, true}) {
+      const Backward b = backward<T>(c, in, g, drop_k);
+      const Backward nb = backward<T>(c, in, reference::head_split_backward<T>, drop_k);
+      const Backward eb = backward<double>(c, in, reference::head_split_backward<double>, drop_k);
+      expect_as_good_as_naive<T>(b.dmerged, nb.dmerged, eb.dmerged, "dmerged");
+      expect_as_good_as_naive<A>(b.dq_norm, nb.dq_norm, eb.dq_norm, "dq_norm");
+      expect_as_good_as_naive<A>(b.dk_norm, nb.dk_norm, eb.dk_norm, "dk_norm");
+    }
+  });
+}
+
+TEST(HeadSplitTest, MatchesTheReference) {
+  for (const Case& c : cases()) check(c);
+}
+
+TEST(HeadSplitTest, AddressesNeedNoAlignment) {
+  for (const int64_t skew : {1, 2, 4}) {
+    const Skew scope(skew);
+    for (const RopeStyle style : {RopeStyle::kHalf, RopeStyle::kInterleaved}) {
+      check({5, 64, 32, style, true, true});
+      check({5, 64, 32, style, false, false});
+    }
   }
 }
 
-TEST(HeadSplitTest, RotatesByHand) {
-  register_cpu_kernels();
+void check_rotation_by_hand(const Device& device) {
+  const OnDevice scope(device);
   for (const RopeStyle style : {RopeStyle::kHalf, RopeStyle::kInterleaved}) {
     // One head of 6 dims, 4 rotated, by 90 and 180 degrees at position 1.
     FencedBuffer<float> merged(Values{1, 2, 3, 4, 5, 6}), out(6);
     FencedBuffer<float> cosines(Values{1, 1, 0, -1}), sines(Values{0, 0, 1, 0});
-    const int32_t position = 1;
+    const FencedBuffer<int32_t> position(std::vector<int32_t>{1});
     HeadRoute route;
     route.data = out.data();
     route.row_stride = 6;
@@ -209,16 +227,18 @@ TEST(HeadSplitTest, RotatesByHand) {
     args.route_count = 1;
     args.n = 1;
     args.width = args.head_dim = 6;
-    args.positions = &position;
+    args.positions = position.data();
     args.cosines = cosines.data();
     args.sines = sines.data();
     args.rotary_dim = 4;
     args.style = style;
-    head_split_forward_table().get(DeviceKind::kCpu, Dtype::kFloat32)(args, {});
+    on(head_split_forward_table(), device, Dtype::kFloat32)(args);
     EXPECT_EQ(out.values(), style == RopeStyle::kHalf ? (Values{-3, -2, 1, -4, 5, 6})
                                                       : (Values{-2, 1, -3, -4, 5, 6}));
   }
 }
+
+TEST(HeadSplitTest, RotatesByHand) { for_each_device(check_rotation_by_hand); }
 
 TEST(HeadSplitTest, GradientsAreCentralDifferences) {
   for (const RopeStyle style : {RopeStyle::kHalf, RopeStyle::kInterleaved}) {
@@ -254,16 +274,13 @@ TEST(HeadSplitTest, GradientsAreCentralDifferences) {
   }
 }
 
-TEST(HeadSplitTest, SameBitsForAnyNumberOfThreads) {
-  register_cpu_kernels();
+TEST(HeadSplitTest, SameBitsEveryTime) {
   const Case c{131, 64, 64, RopeStyle::kHalf, true, true};
-  for_each_dtype(head_split_backward_table(), [&]<class T>() {
+  for_each_entry(head_split_backward_table(), [&]<class T>(const Device& device) {
     const Inputs in = make_inputs<T>(c);
-    expect_same_for_any_threads([&] {
-      const Forward f =
-          forward<T>(c, in, head_split_forward_table().get(DeviceKind::kCpu, kDtypeOf<T>));
-      const Backward b =
-          backward<T>(c, in, head_split_backward_table().get(DeviceKind::kCpu, kDtypeOf<T>));
+    expect_reproducible(device, [&] {
+      const Forward f = forward<T>(c, in, on(head_split_forward_table(), device, kDtypeOf<T>));
+      const Backward b = backward<T>(c, in, on(head_split_backward_table(), device, kDtypeOf<T>));
       return concatenated({f.q, f.k, f.v, b.dmerged, b.dq_norm, b.dk_norm});
     });
   });

@@ -7,6 +7,7 @@
 
 #include "heirloom/core/error.h"
 #include "heirloom/kernels/gemm.h"
+#include "support/devices.h"
 
 namespace heirloom {
 namespace {
@@ -26,6 +27,7 @@ const std::set<std::string> kTested = {"activation_backward",
                                        "embedding_backward",
                                        "embedding_forward",
                                        "gemm",
+                                       "grad_scale",
                                        "head_split_backward",
                                        "head_split_forward",
                                        "linear_rows",
@@ -33,8 +35,11 @@ const std::set<std::string> kTested = {"activation_backward",
                                        "norm_forward",
                                        "sum_squares"};
 
+/// Decode runs on the CPU only.
+const std::set<std::string> kNotOnCuda = {"attention_decode", "linear_rows"};
+
 TEST(KernelTableTest, EveryTableIsTested) {
-  register_cpu_kernels();
+  register_kernels();
   std::set<std::string> found;
   for (const KernelTableBase* table : kernel_tables()) {
     EXPECT_TRUE(kTested.contains(table->name())) << table->name() << " has no tests";
@@ -44,8 +49,8 @@ TEST(KernelTableTest, EveryTableIsTested) {
 }
 
 TEST(KernelTableTest, TheCpuHasEveryKernelInEveryDtype) {
-  register_cpu_kernels();
-  register_cpu_kernels();
+  register_kernels();
+  register_kernels();
   for (const KernelTableBase* table : kernel_tables()) {
     for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat64}) {
       EXPECT_TRUE(table->has(DeviceKind::kCpu, dtype)) << table->name() << " " << dtype_name(dtype);
@@ -54,8 +59,21 @@ TEST(KernelTableTest, TheCpuHasEveryKernelInEveryDtype) {
   }
 }
 
+TEST(KernelTableTest, CudaHasEveryKernelOfTraining) {
+  HEIRLOOM_SKIP_WITHOUT_CUDA();
+  for (const KernelTableBase* table : kernel_tables()) {
+    const bool expected = !kNotOnCuda.contains(table->name());
+    for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16}) {
+      EXPECT_EQ(table->has(DeviceKind::kCuda, dtype), expected)
+          << table->name() << " " << dtype_name(dtype);
+    }
+    EXPECT_FALSE(table->has(DeviceKind::kCuda, Dtype::kFloat64)) << table->name();
+    EXPECT_FALSE(table->has(DeviceKind::kCuda, Dtype::kInt32)) << table->name();
+  }
+}
+
 TEST(KernelTableTest, AMissingEntryNamesWhatExists) {
-  register_cpu_kernels();
+  register_kernels();
   try {
     gemm_table().get(DeviceKind::kCpu, Dtype::kInt32);
     FAIL();

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/reference/norm.hpp"
-#include "support/numerics.h"
+#include "support/kernels.h"
 
 namespace heirloom {
 namespace {
@@ -19,7 +19,7 @@ struct Case {
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
-    for (const int64_t c : {1, 3, 17, 101, 512, 1376}) {
+    for (const int64_t c : {1, 3, 10, 12, 17, 24, 101, 512, 1376, 5000}) {
       if (c == 1 && kind == NormKind::kLayer) continue;  // y is the bias, dx is rounding noise
       all.push_back({kind, 5, c, true, kind == NormKind::kLayer, true});
     }
@@ -56,8 +56,9 @@ struct Forward {
 };
 
 template <class T>
-Forward forward(const Case& k, const Inputs& in, KernelTable<NormForwardArgs>::Function f) {
+Forward forward(const Case& k, const Inputs& in, Kernel<NormForwardArgs> f) {
   using A = compute_t<T>;
+  const OnDevice scope(f.device);
   FencedBuffer<T> residual(in.residual), delta(in.delta), weight(in.weight), bias(in.bias);
   FencedBuffer<T> x(k.n * k.c), y(k.n * k.c);
   FencedBuffer<A> mean(k.n), rstd(k.n);
@@ -74,7 +75,7 @@ Forward forward(const Case& k, const Inputs& in, KernelTable<NormForwardArgs>::F
   args.n = k.n;
   args.c = k.c;
   args.eps = 1e-5;
-  f(args, {});
+  f(args);
   return {k.delta ? x.values() : residual.values(), y.values(),
           k.kind == NormKind::kLayer ? mean.values() : Values(), rstd.values()};
 }
@@ -86,12 +87,14 @@ struct Backward {
 /// `stats` are those of the forward pass under test; dx aliases dresidual where there is one.
 template <class T>
 Backward backward(const Case& k, const Inputs& in, const Forward& stats,
-                  KernelTable<NormBackwardArgs>::Function f) {
+                  Kernel<NormBackwardArgs> f) {
   using A = compute_t<T>;
+  const OnDevice scope(f.device);
   FencedBuffer<T> dy(in.dy), dresidual(in.dresidual), x(stats.x), weight(in.weight);
   FencedBuffer<T> own_dx(k.n * k.c);
   FencedBuffer<A> mean(stats.mean), rstd(stats.rstd), dweight(in.dweight), dbias(in.dbias);
-  FencedBuffer<unsigned char> workspace(norm_backward_workspace_bytes(k.n, k.c, kDtypeOf<T>));
+  FencedBuffer<unsigned char> workspace(
+      norm_backward_workspace_bytes(k.n, k.c, kDtypeOf<T>, f.device.kind));
   FencedBuffer<T>& dx = k.dresidual ? dresidual : own_dx;
   NormBackwardArgs args;
   args.kind = k.kind;
@@ -107,45 +110,54 @@ Backward backward(const Case& k, const Inputs& in, const Forward& stats,
   args.workspace = workspace.data();
   args.n = k.n;
   args.c = k.c;
-  f(args, {});
+  f(args);
   return {dx.values(), dweight.values(), k.bias ? dbias.values() : Values()};
 }
 
-TEST(NormTest, MatchesTheReference) {
-  register_cpu_kernels();
-  for (const Case& k : cases()) {
-    SCOPED_TRACE(fmt::format("kind {} n {} c {}", static_cast<int>(k.kind), k.n, k.c));
-    for_each_dtype(norm_forward_table(), [&]<class T>() {
-      using A = compute_t<T>;
-      const Inputs in = rounded_inputs<T>(make_inputs(k));
-      const auto kernel = norm_forward_table().get(DeviceKind::kCpu, kDtypeOf<T>);
-      const Forward actual = forward<T>(k, in, kernel);
-      const Forward naive = forward<T>(k, in, reference::norm_forward<T>);
-      const Forward exact = forward<double>(k, in, reference::norm_forward<double>);
-      expect_as_good_as_naive<T>(actual.x, naive.x, exact.x, "x");
-      expect_as_good_as_naive<T>(actual.y, naive.y, exact.y, "y");
-      expect_as_good_as_naive<A>(actual.mean, naive.mean, exact.mean, "mean");
-      expect_as_good_as_naive<A>(actual.rstd, naive.rstd, exact.rstd, "rstd");
+void check(const Case& k) {
+  SCOPED_TRACE(fmt::format("kind {} n {} c {}", static_cast<int>(k.kind), k.n, k.c));
+  for_each_entry(norm_forward_table(), [&]<class T>(const Device& device) {
+    using A = compute_t<T>;
+    const Inputs in = rounded_inputs<T>(make_inputs(k));
+    const Forward actual = forward<T>(k, in, on(norm_forward_table(), device, kDtypeOf<T>));
+    const Forward naive = forward<T>(k, in, reference::norm_forward<T>);
+    const Forward exact = forward<double>(k, in, reference::norm_forward<double>);
+    expect_as_good_as_naive<T>(actual.x, naive.x, exact.x, "x");
+    expect_as_good_as_naive<T>(actual.y, naive.y, exact.y, "y");
+    expect_as_good_as_naive<A>(actual.mean, naive.mean, exact.mean, "mean");
+    expect_as_good_as_naive<A>(actual.rstd, naive.rstd, exact.rstd, "rstd");
 
-      // Backward on equal inputs: x and statistics as T and A hold them.
-      Forward saved = naive;
-      const auto backward_kernel = norm_backward_table().get(DeviceKind::kCpu, kDtypeOf<T>);
-      const Backward b = backward<T>(k, in, saved, backward_kernel);
-      const Backward nb = backward<T>(k, in, saved, reference::norm_backward<T>);
-      const Backward eb = backward<double>(k, in, saved, reference::norm_backward<double>);
-      expect_as_good_as_naive<T>(b.dx, nb.dx, eb.dx, "dx");
-      expect_as_good_as_naive<A>(b.dweight, nb.dweight, eb.dweight, "dweight");
-      expect_as_good_as_naive<A>(b.dbias, nb.dbias, eb.dbias, "dbias");
-    });
+    // Backward on equal inputs: x and statistics as T and A hold them.
+    const Forward& saved = naive;
+    const Backward b = backward<T>(k, in, saved, on(norm_backward_table(), device, kDtypeOf<T>));
+    const Backward nb = backward<T>(k, in, saved, reference::norm_backward<T>);
+    const Backward eb = backward<double>(k, in, saved, reference::norm_backward<double>);
+    expect_as_good_as_naive<T>(b.dx, nb.dx, eb.dx, "dx");
+    expect_as_good_as_naive<A>(b.dweight, nb.dweight, eb.dweight, "dweight");
+    expect_as_good_as_naive<A>(b.dbias, nb.dbias, eb.dbias, "dbias");
+  });
+}
+
+TEST(NormTest, MatchesTheReference) {
+  for (const Case& k : cases()) check(k);
+}
+
+TEST(NormTest, AddressesNeedNoAlignment) {
+  for (const int64_t skew : {1, 2, 4}) {
+    const Skew scope(skew);
+    for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
+      check({kind, 3, 64, true, kind == NormKind::kLayer, true});
+      check({kind, 3, 1000, true, kind == NormKind::kLayer, false});
+    }
   }
 }
 
-TEST(NormTest, XOutMayAliasItsInputs) {
-  register_cpu_kernels();
+void check_aliased_outputs(const Device& device) {
   const Case k{NormKind::kRms, 7, 37, true, false, false};
   const Inputs in = rounded_inputs<float>(make_inputs(k));
   const Forward expected = forward<float>(k, in, reference::norm_forward<float>);
   for (const bool alias_delta : {false, true}) {
+    const OnDevice scope(device);
     FencedBuffer<float> residual(in.residual), delta(in.delta), weight(in.weight), y(k.n * k.c);
     NormForwardArgs args;
     args.residual = residual.data();
@@ -156,11 +168,13 @@ TEST(NormTest, XOutMayAliasItsInputs) {
     args.n = k.n;
     args.c = k.c;
     args.eps = 1e-5;
-    norm_forward_table().get(DeviceKind::kCpu, Dtype::kFloat32)(args, {});
+    on(norm_forward_table(), device, Dtype::kFloat32)(args);
     EXPECT_EQ((alias_delta ? delta : residual).values(), expected.x);
     EXPECT_LT(max_error(y.values(), expected.y), 1e-5);
   }
 }
+
+TEST(NormTest, XOutMayAliasItsInputs) { for_each_device(check_aliased_outputs); }
 
 TEST(NormTest, GradientsAreCentralDifferences) {
   for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
@@ -186,15 +200,13 @@ TEST(NormTest, GradientsAreCentralDifferences) {
   }
 }
 
-TEST(NormTest, SameBitsForAnyNumberOfThreads) {
-  register_cpu_kernels();
+TEST(NormTest, SameBitsEveryTime) {
   const Case k{NormKind::kLayer, 131, 512, true, true, true};
-  for_each_dtype(norm_backward_table(), [&]<class T>() {
+  for_each_entry(norm_backward_table(), [&]<class T>(const Device& device) {
     const Inputs in = rounded_inputs<T>(make_inputs(k));
-    expect_same_for_any_threads([&] {
-      const Forward f = forward<T>(k, in, norm_forward_table().get(DeviceKind::kCpu, kDtypeOf<T>));
-      const Backward b =
-          backward<T>(k, in, f, norm_backward_table().get(DeviceKind::kCpu, kDtypeOf<T>));
+    expect_reproducible(device, [&] {
+      const Forward f = forward<T>(k, in, on(norm_forward_table(), device, kDtypeOf<T>));
+      const Backward b = backward<T>(k, in, f, on(norm_backward_table(), device, kDtypeOf<T>));
       return concatenated({f.x, f.y, f.mean, f.rstd, b.dx, b.dweight, b.dbias});
     });
   });

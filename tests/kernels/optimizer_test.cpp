@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/reference/optimizer.hpp"
-#include "support/numerics.h"
+#include "support/kernels.h"
 
 namespace heirloom {
 namespace {
@@ -40,10 +40,29 @@ AdamwScalars scalars_of(int64_t t) {
   return s;
 }
 
+/// What the kernels read of `segments`, numbered, and of `scalars`: both in the device's memory.
+struct Table {
+  Table(std::vector<OptimizerSegment> list, const AdamwScalars& scalars_now = {})
+      : runs(number_runs(list.data(), static_cast<int64_t>(list.size()))),
+        segments(list),
+        scalars(std::vector<AdamwScalars>{scalars_now}) {}
+
+  void fill(AdamwArgs& args) {
+    args.segments = segments.data();
+    args.segment_count = segments.size();
+    args.runs = runs;
+    args.scalars = scalars.data();
+  }
+
+  int64_t runs;
+  FencedBuffer<OptimizerSegment> segments;
+  FencedBuffer<AdamwScalars> scalars;
+};
+
 /// One step with gradients of seed t; the weight copy exists where T is not A.
 template <class T>
-State step(const State& before, int64_t t, KernelTable<AdamwArgs>::Function f,
-           const AdamwScalars& scalars) {
+State step(const State& before, int64_t t, Kernel<AdamwArgs> f, const AdamwScalars& scalars) {
+  const OnDevice scope(f.device);
   using A = compute_t<T>;
   constexpr bool kHasCopy = !std::is_same_v<T, A>;
   std::vector<FencedBuffer<A>> master, grad, m, v;
@@ -65,12 +84,10 @@ State step(const State& before, int64_t t, KernelTable<AdamwArgs>::Function f,
     s.weight_decay = k % 2 ? 0.1 : 0.0;
     segments.push_back(s);
   }
+  Table table(segments, scalars);
   AdamwArgs args;
-  args.segments = segments.data();
-  args.segment_count = static_cast<int64_t>(segments.size());
-  args.runs = number_runs(segments.data(), args.segment_count);
-  args.scalars = &scalars;
-  f(args, {});
+  table.fill(args);
+  f(args);
   State after;
   for (size_t k = 0; k < std::size(kSizes); ++k) {
     after.master.push_back(master[k].values());
@@ -82,10 +99,9 @@ State step(const State& before, int64_t t, KernelTable<AdamwArgs>::Function f,
 }
 
 TEST(AdamwTest, MatchesTheReference) {
-  register_cpu_kernels();
-  for_each_dtype(adamw_table(), [&]<class T>() {
+  for_each_entry(adamw_table(), [&]<class T>(const Device& device) {
     using A = compute_t<T>;
-    const auto f = adamw_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+    const auto f = on(adamw_table(), device, kDtypeOf<T>);
     for (const int64_t t : {1, 7}) {
       const State start = initial_state();
       const AdamwScalars now = scalars_of(t);
@@ -101,20 +117,35 @@ TEST(AdamwTest, MatchesTheReference) {
         }
       }
     }
-    expect_same_for_any_threads([&] {
+    expect_reproducible(device, [&] {
       const State s = step<T>(initial_state(), 2, f, scalars_of(2));
       return concatenated({s.master[4], s.weight[4], s.m[4], s.v[4], s.master[3]});
     });
   });
 }
 
+TEST(AdamwTest, AddressesNeedNoAlignment) {
+  for_each_entry(adamw_table(), [&]<class T>(const Device& device) {
+    const auto f = on(adamw_table(), device, kDtypeOf<T>);
+    const State even = step<T>(initial_state(), 3, f, scalars_of(3));
+    for (const int64_t skew : {1, 2}) {
+      const Skew scope(skew);
+      const State odd = step<T>(initial_state(), 3, f, scalars_of(3));
+      EXPECT_EQ(odd.master, even.master);
+      EXPECT_EQ(odd.weight, even.weight);
+      EXPECT_EQ(odd.m, even.m);
+      EXPECT_EQ(odd.v, even.v);
+    }
+  });
+}
+
 TEST(AdamwTest, AGradScaleOfNanChangesNothing) {
-  register_cpu_kernels();
-  for_each_dtype(adamw_table(), [&]<class T>() {
+  for_each_entry(adamw_table(), [&]<class T>(const Device& device) {
     const State start = initial_state();
     AdamwScalars now = scalars_of(3);
     now.grad_scale = std::nan("");
-    for (const auto f : {adamw_table().get(DeviceKind::kCpu, kDtypeOf<T>), &reference::adamw<T>}) {
+    for (const Kernel<AdamwArgs>& f :
+         {on(adamw_table(), device, kDtypeOf<T>), Kernel<AdamwArgs>(reference::adamw<T>)}) {
       const State after = step<T>(start, 3, f, now);
       EXPECT_EQ(after.master, start.master);
       EXPECT_EQ(after.m, start.m);
@@ -127,30 +158,31 @@ TEST(AdamwTest, AGradScaleOfNanChangesNothing) {
 }
 
 TEST(AdamwTest, OneStepByHand) {
-  register_cpu_kernels();
   // First step: m_hat = g, v_hat = g^2, so w moves by lr (sign(g) + decay w).
-  FencedBuffer<float> w(Values{1.0, -2.0}), g(Values{0.5, -4.0}), m(Values{0, 0}), v(Values{0, 0});
-  OptimizerSegment s;
-  s.master = w.data();
-  s.grad = g.data();
-  s.m = m.data();
-  s.v = v.data();
-  s.n = 2;
-  s.weight_decay = 0.5;
-  AdamwScalars now;
-  now.lr = 0.1;
-  now.bias_correction1 = 0.1;
-  now.bias_correction2 = 0.05;
-  AdamwArgs args;
-  args.segments = &s;
-  args.segment_count = 1;
-  args.runs = number_runs(&s, 1);
-  args.scalars = &now;
-  adamw_table().get(DeviceKind::kCpu, Dtype::kFloat32)(args, {});
-  EXPECT_NEAR(w.values()[0], 1 - 0.1 * (1 + 0.5), 1e-6);
-  EXPECT_NEAR(w.values()[1], -2 - 0.1 * (-1 - 1.0), 1e-6);
-  EXPECT_NEAR(m.values()[1], -0.4, 1e-6);
-  EXPECT_NEAR(v.values()[1], 0.8, 1e-6);
+  for_each_device([&](const Device& device) {
+    const OnDevice scope(device);
+    FencedBuffer<float> w(Values{1.0, -2.0}), g(Values{0.5, -4.0}), m(Values{0, 0}),
+        v(Values{0, 0});
+    OptimizerSegment s;
+    s.master = w.data();
+    s.grad = g.data();
+    s.m = m.data();
+    s.v = v.data();
+    s.n = 2;
+    s.weight_decay = 0.5;
+    AdamwScalars now;
+    now.lr = 0.1;
+    now.bias_correction1 = 0.1;
+    now.bias_correction2 = 0.05;
+    Table table({s}, now);
+    AdamwArgs args;
+    table.fill(args);
+    on(adamw_table(), device, Dtype::kFloat32)(args);
+    EXPECT_NEAR(w.values()[0], 1 - 0.1 * (1 + 0.5), 1e-6);
+    EXPECT_NEAR(w.values()[1], -2 - 0.1 * (-1 - 1.0), 1e-6);
+    EXPECT_NEAR(m.values()[1], -0.4, 1e-6);
+    EXPECT_NEAR(v.values()[1], 0.8, 1e-6);
+  });
 }
 
 /// Narrow state of two segments of which the first has more than one run.
@@ -161,8 +193,9 @@ constexpr int64_t kNarrowSizes[] = {20001, 77};
 
 /// One step from fixed random weights, moments and gradients.
 template <class T>
-Narrow narrow_step(const AdamwArgs& options, const AdamwScalars& scalars,
-                   KernelTable<AdamwArgs>::Function f, double weight_decay = 0.1) {
+Narrow narrow_step(const AdamwArgs& options, const AdamwScalars& scalars, Kernel<AdamwArgs> f,
+                   double weight_decay = 0.1) {
+  const OnDevice scope(f.device);
   uint64_t seed = 1;
   std::vector<FencedBuffer<T>> w, m, v;
   std::vector<FencedBuffer<compute_t<T>>> grad;
@@ -183,100 +216,106 @@ Narrow narrow_step(const AdamwArgs& options, const AdamwScalars& scalars,
     s.weight_decay = weight_decay;
     segments.push_back(s);
   }
+  Table table(segments, scalars);
   AdamwArgs args = options;
   args.narrow_state = true;
-  args.segments = segments.data();
-  args.segment_count = 2;
-  args.runs = number_runs(segments.data(), 2);
-  args.scalars = &scalars;
-  f(args, {});
+  table.fill(args);
+  f(args);
   return {concatenated({w[0].values(), w[1].values()}),
           concatenated({m[0].values(), m[1].values()}),
           concatenated({v[0].values(), v[1].values()})};
 }
 
+/// Scalars with which no step is taken.
+AdamwScalars no_step() {
+  AdamwScalars s;
+  s.grad_scale = std::nan("");
+  return s;
+}
+
+/// What narrow_step<bfloat16> rounds, in float64 from the same start.
+Narrow before_rounding(const AdamwScalars& now) {
+  const Narrow start = narrow_step<bfloat16>({}, no_step(), reference::adamw<bfloat16>);
+  FencedBuffer<double> w(start.w), m(start.m), v(start.v);
+  FencedBuffer<double> grad(concatenated({rounded<float>(random_values(kNarrowSizes[0], 4)),
+                                          rounded<float>(random_values(kNarrowSizes[1], 8))}));
+  OptimizerSegment s;
+  s.weight = w.data();
+  s.grad = grad.data();
+  s.m = m.data();
+  s.v = v.data();
+  s.n = w.size();
+  s.weight_decay = 0.1;
+  Table table({s}, now);
+  AdamwArgs args;
+  args.narrow_state = true;
+  table.fill(args);
+  reference::adamw<double>(args, {});
+  return {w.values(), m.values(), v.values()};
+}
+
 /// The two neighbours of x in bfloat16 are at most this far apart.
 double bfloat16_gap(double x) { return std::ldexp(1.0, std::ilogb(x == 0 ? 1e-30 : x) - 7); }
 
-TEST(NarrowAdamwTest, RoundsToANeighbourWithoutBias) {
-  register_cpu_kernels();
-  // What is rounded, from the same bfloat16 start.
-  const AdamwScalars now = scalars_of(5);
-  const auto exact_of = [&] {
-    const Narrow start = narrow_step<bfloat16>({}, AdamwScalars{.grad_scale = std::nan("")},
-                                               reference::adamw<bfloat16>);
-    FencedBuffer<double> w(start.w), m(start.m), v(start.v);
-    const Values grad = concatenated({rounded<float>(random_values(kNarrowSizes[0], 4)),
-                                      rounded<float>(random_values(kNarrowSizes[1], 8))});
-    FencedBuffer<double> g(grad);
-    OptimizerSegment s;
-    s.weight = w.data();
-    s.grad = g.data();
-    s.m = m.data();
-    s.v = v.data();
-    s.n = w.size();
-    s.weight_decay = 0.1;
-    AdamwArgs args;
-    args.segments = &s;
-    args.segment_count = 1;
-    args.runs = number_runs(&s, 1);
-    args.scalars = &now;
-    args.narrow_state = true;
-    reference::adamw<double>(args, {});
-    return Narrow{w.values(), m.values(), v.values()};
-  };
-  const Narrow exact = exact_of();
-  const auto f = adamw_table().get(DeviceKind::kCpu, Dtype::kBFloat16);
-  constexpr int kKeys = 64;
-  Narrow mean{Values(exact.w.size()), Values(exact.w.size()), Values(exact.w.size())};
-  for (uint64_t key = 0; key < kKeys; ++key) {
-    AdamwScalars with_key = now;
-    with_key.rounding_key = mix_key(17, key);
-    const Narrow r = narrow_step<bfloat16>({}, with_key, f);
-    for (size_t i = 0; i < exact.w.size(); ++i) {
-      ASSERT_LE(std::abs(r.w[i] - exact.w[i]), 1.01 * bfloat16_gap(exact.w[i])) << i;
-      ASSERT_LE(std::abs(r.m[i] - exact.m[i]), 1.01 * bfloat16_gap(exact.m[i])) << i;
-      ASSERT_LE(std::abs(r.v[i] - exact.v[i]), 1.01 * bfloat16_gap(exact.v[i])) << i;
-      mean.w[i] += r.w[i] / kKeys;
-      mean.m[i] += r.m[i] / kKeys;
-      mean.v[i] += r.v[i] / kKeys;
-    }
+/// What mean values over `keys` roundings may be off by, in units of the gap: an element's has a
+/// deviation of at most 1/2 / sqrt(keys), the mean over all elements one of
+/// 1/2 / sqrt(keys elements).
+void expect_unbiased(const Values& mean, const Values& exact, double keys,
+                     const std::string& what) {
+  double bias = 0, worst = 0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    const double error = (mean[i] - exact[i]) / bfloat16_gap(exact[i]);
+    bias += error / static_cast<double>(exact.size());
+    worst = std::max(worst, std::abs(error));
   }
-  // In units of the gap an element's mean has a deviation of at most 1/2 / sqrt(keys), and the mean
-  // over all elements one of 1/2 / sqrt(keys elements).
-  const auto check = [&](const Values& actual, const Values& want, const std::string& what) {
-    double bias = 0, worst = 0;
-    for (size_t i = 0; i < want.size(); ++i) {
-      const double error = (actual[i] - want[i]) / bfloat16_gap(want[i]);
-      bias += error / static_cast<double>(want.size());
-      worst = std::max(worst, std::abs(error));
+  EXPECT_LT(std::abs(bias), 5 * 0.5 / std::sqrt(keys * static_cast<double>(exact.size()))) << what;
+  EXPECT_LT(worst, 6 * 0.5 / std::sqrt(keys)) << what;
+}
+
+TEST(NarrowAdamwTest, RoundsToANeighbourWithoutBias) {
+  const AdamwScalars now = scalars_of(5);
+  const Narrow exact = before_rounding(now);
+  for_each_device([&](const Device& device) {
+    const auto f = on(adamw_table(), device, Dtype::kBFloat16);
+    const uint64_t keys = is_emulated(device) ? 16 : 64;
+    const Values zeros(exact.w.size());
+    Narrow mean{zeros, zeros, zeros};
+    const auto add = [&](Values& sum, const Values& x, const Values& want) {
+      for (size_t i = 0; i < x.size(); ++i) {
+        ASSERT_LE(std::abs(x[i] - want[i]), 1.01 * bfloat16_gap(want[i])) << i;
+        sum[i] += x[i] / static_cast<double>(keys);
+      }
+    };
+    for (uint64_t key = 0; key < keys; ++key) {
+      AdamwScalars with_key = now;
+      with_key.rounding_key = mix_key(17, key);
+      const Narrow r = narrow_step<bfloat16>({}, with_key, f);
+      add(mean.w, r.w, exact.w);
+      add(mean.m, r.m, exact.m);
+      add(mean.v, r.v, exact.v);
     }
-    EXPECT_LT(std::abs(bias), 5 * 0.5 / std::sqrt(kKeys * static_cast<double>(want.size())))
-        << what;
-    EXPECT_LT(worst, 6 * 0.5 / std::sqrt(kKeys)) << what;
-  };
-  check(mean.w, exact.w, "w");
-  check(mean.m, exact.m, "m");
-  check(mean.v, exact.v, "v");
+    expect_unbiased(mean.w, exact.w, static_cast<double>(keys), "w");
+    expect_unbiased(mean.m, exact.m, static_cast<double>(keys), "m");
+    expect_unbiased(mean.v, exact.v, static_cast<double>(keys), "v");
+  });
 }
 
 TEST(NarrowAdamwTest, ExactValuesStayExact) {
-  register_cpu_kernels();
   // Without a step nothing is cut off: with lr 0 and b1 = b2 = 1 every value is a bfloat16 already.
   AdamwArgs args;
   args.beta1 = args.beta2 = 1;
   AdamwScalars now;
   now.rounding_key = 99;
-  AdamwScalars skipped;
-  skipped.grad_scale = std::nan("");
-  for (const auto f :
-       {adamw_table().get(DeviceKind::kCpu, Dtype::kBFloat16), &reference::adamw<bfloat16>}) {
-    const Narrow start = narrow_step<bfloat16>(args, skipped, f);
+  const Narrow start = narrow_step<bfloat16>(args, no_step(), reference::adamw<bfloat16>);
+  const auto check = [&](const Kernel<AdamwArgs>& f) {
     const Narrow after = narrow_step<bfloat16>(args, now, f);
     EXPECT_EQ(after.w, start.w);
     EXPECT_EQ(after.m, start.m);
     EXPECT_EQ(after.v, start.v);
-  }
+  };
+  check(reference::adamw<bfloat16>);
+  for_each_device(
+      [&](const Device& device) { check(on(adamw_table(), device, Dtype::kBFloat16)); });
 }
 
 /// Coefficients with which every float32 operation but the last is exact, so that all code rounds
@@ -287,60 +326,65 @@ AdamwArgs sign_descent() {
   return args;
 }
 
-TEST(NarrowAdamwTest, SameBitsAsTheReferenceAndForAnyNumberOfThreads) {
-  register_cpu_kernels();
-  const auto f = adamw_table().get(DeviceKind::kCpu, Dtype::kBFloat16);
-  AdamwScalars now;
-  now.rounding_key = 0x123456789abcdef0;
-  for (const double lr : {0x1p-11, 0x1p-14}) {
-    now.lr = lr;
-    const Narrow r = narrow_step<bfloat16>(sign_descent(), now, f, 0);
-    const Narrow naive = narrow_step<bfloat16>(sign_descent(), now, reference::adamw<bfloat16>, 0);
-    EXPECT_EQ(r.w, naive.w);
-    EXPECT_EQ(r.m, naive.m);
-    EXPECT_EQ(r.v, naive.v);
-  }
-  expect_same_for_any_threads([&] {
-    const Narrow r = narrow_step<bfloat16>({}, scalars_of(3), f);
-    return concatenated({r.w, r.m, r.v});
+TEST(NarrowAdamwTest, SameBitsAsTheReference) {
+  for_each_device([&](const Device& device) {
+    const auto f = on(adamw_table(), device, Dtype::kBFloat16);
+    AdamwScalars now;
+    now.rounding_key = 0x123456789abcdef0;
+    for (const double lr : {0x1p-11, 0x1p-14}) {
+      now.lr = lr;
+      const Narrow naive =
+          narrow_step<bfloat16>(sign_descent(), now, reference::adamw<bfloat16>, 0);
+      for (const int64_t skew : {0, 1}) {
+        const Skew scope(skew);
+        const Narrow r = narrow_step<bfloat16>(sign_descent(), now, f, 0);
+        EXPECT_EQ(r.w, naive.w);
+        EXPECT_EQ(r.m, naive.m);
+        EXPECT_EQ(r.v, naive.v);
+      }
+    }
+    expect_reproducible(device, [&] {
+      const Narrow r = narrow_step<bfloat16>({}, scalars_of(3), f);
+      return concatenated({r.w, r.m, r.v});
+    });
   });
 }
 
 TEST(NarrowAdamwTest, StepsSmallerThanHalfAUnitAreNotLost) {
-  register_cpu_kernels();
   // 400 steps of -2^-12 from 1: rounding to nearest never leaves 1, where the gap is 2^-8 below.
   constexpr int64_t kCount = 512;
-  const auto f = adamw_table().get(DeviceKind::kCpu, Dtype::kBFloat16);
-  FencedBuffer<bfloat16> w(Values(kCount, 1.0)), m(Values(kCount, 0.0)), v(Values(kCount, 0.0));
-  FencedBuffer<float> grad(Values(kCount, 1.0));
-  OptimizerSegment s;
-  s.weight = w.data();
-  s.grad = grad.data();
-  s.m = m.data();
-  s.v = v.data();
-  s.n = kCount;
-  AdamwScalars now;
-  now.lr = 0x1p-12;
-  AdamwArgs args = sign_descent();
-  args.narrow_state = true;
-  args.segments = &s;
-  args.segment_count = 1;
-  args.runs = number_runs(&s, 1);
-  args.scalars = &now;
-  for (uint64_t t = 0; t < 400; ++t) {
-    now.rounding_key = mix_key(3, t);
-    f(args, {});
-  }
-  double mean = 0;
-  for (const double x : w.values()) mean += x / kCount;
-  EXPECT_NEAR(mean, 1 - 400 * 0x1p-12, 0.003);
+  for_each_device([&](const Device& device) {
+    const OnDevice scope(device);
+    FencedBuffer<bfloat16> w(Values(kCount, 1.0)), m(Values(kCount, 0.0)), v(Values(kCount, 0.0));
+    FencedBuffer<float> grad(Values(kCount, 1.0));
+    OptimizerSegment s;
+    s.weight = w.data();
+    s.grad = grad.data();
+    s.m = m.data();
+    s.v = v.data();
+    s.n = kCount;
+    AdamwScalars now;
+    now.lr = 0x1p-12;
+    Table table({s}, now);
+    AdamwArgs args = sign_descent();
+    args.narrow_state = true;
+    table.fill(args);
+    const auto f = on(adamw_table(), device, Dtype::kBFloat16);
+    for (uint64_t t = 0; t < 400; ++t) {
+      now.rounding_key = mix_key(3, t);
+      table.scalars.assign({now});
+      f(args);
+    }
+    double mean = 0;
+    for (const double x : w.values()) mean += x / kCount;
+    EXPECT_NEAR(mean, 1 - 400 * 0x1p-12, 0.003);
+  });
 }
 
 TEST(NarrowAdamwTest, NanAndInfinityStayWhatTheyAre) {
-  register_cpu_kernels();
   const double infinity = std::numeric_limits<double>::infinity();
-  for (const auto f :
-       {adamw_table().get(DeviceKind::kCpu, Dtype::kBFloat16), &reference::adamw<bfloat16>}) {
+  const auto check = [&](const Kernel<AdamwArgs>& f) {
+    const OnDevice scope(f.device);
     FencedBuffer<bfloat16> w(Values{1, 1}), m(Values{0, infinity}), v(Values{0, 1});
     FencedBuffer<float> grad(Values{std::nan(""), 0});
     OptimizerSegment s;
@@ -351,36 +395,36 @@ TEST(NarrowAdamwTest, NanAndInfinityStayWhatTheyAre) {
     s.n = 2;
     AdamwScalars now;
     now.rounding_key = 5;
+    Table table({s}, now);
     AdamwArgs args;
     args.narrow_state = true;
-    args.segments = &s;
-    args.segment_count = 1;
-    args.runs = number_runs(&s, 1);
-    args.scalars = &now;
-    f(args, {});
+    table.fill(args);
+    f(args);
     EXPECT_TRUE(std::isnan(m.values()[0]));
     EXPECT_TRUE(std::isnan(v.values()[0]));
     EXPECT_EQ(m.values()[1], infinity);
-  }
+  };
+  check(reference::adamw<bfloat16>);
+  for_each_device(
+      [&](const Device& device) { check(on(adamw_table(), device, Dtype::kBFloat16)); });
 }
 
 TEST(NarrowAdamwTest, WhereTIsANothingIsRounded) {
-  register_cpu_kernels();
-  const auto check = [&]<class T>(T) {
-    const AdamwScalars now = scalars_of(4);
-    const auto f = adamw_table().get(DeviceKind::kCpu, kDtypeOf<T>);
-    const Narrow actual = narrow_step<T>({}, now, f);
-    const Narrow naive = narrow_step<T>({}, now, reference::adamw<T>);
-    EXPECT_LT(max_error(actual.w, naive.w), 1e-6);
-    EXPECT_LT(max_error(actual.m, naive.m), 1e-6);
-    EXPECT_LT(max_error(actual.v, naive.v), 1e-6);
-  };
-  check(float{});
-  check(double{});
+  for_each_entry(adamw_table(), [&]<class T>(const Device& device) {
+    if constexpr (!std::is_same_v<T, bfloat16>) {
+      const AdamwScalars now = scalars_of(4);
+      const Narrow actual = narrow_step<T>({}, now, on(adamw_table(), device, kDtypeOf<T>));
+      const Narrow naive = narrow_step<T>({}, now, reference::adamw<T>);
+      EXPECT_LT(max_error(actual.w, naive.w), 1e-6);
+      EXPECT_LT(max_error(actual.m, naive.m), 1e-6);
+      EXPECT_LT(max_error(actual.v, naive.v), 1e-6);
+    }
+  });
 }
 
 template <class T>
-double sum_squares(const std::vector<Values>& parts, KernelTable<SumSquaresArgs>::Function f) {
+double sum_squares(const std::vector<Values>& parts, Kernel<SumSquaresArgs> f) {
+  const OnDevice scope(f.device);
   std::vector<FencedBuffer<compute_t<T>>> buffers;
   std::vector<OptimizerSegment> segments;
   for (const Values& part : parts) {
@@ -390,21 +434,21 @@ double sum_squares(const std::vector<Values>& parts, KernelTable<SumSquaresArgs>
     s.n = buffers.back().size();
     segments.push_back(s);
   }
+  Table table(segments);
+  FencedBuffer<double> workspace(table.runs), result(1);
   SumSquaresArgs args;
-  args.segments = segments.data();
-  args.segment_count = static_cast<int64_t>(segments.size());
-  args.runs = number_runs(segments.data(), args.segment_count);
-  FencedBuffer<double> workspace(args.runs), result(1);
+  args.segments = table.segments.data();
+  args.segment_count = table.segments.size();
+  args.runs = table.runs;
   args.workspace = workspace.data();
   args.result = result.data();
-  f(args, {});
+  f(args);
   return result.values()[0];
 }
 
 TEST(SumSquaresTest, MatchesTheReference) {
-  register_cpu_kernels();
-  for_each_dtype(sum_squares_table(), [&]<class T>() {
-    const auto f = sum_squares_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+  for_each_entry(sum_squares_table(), [&]<class T>(const Device& device) {
+    const auto f = on(sum_squares_table(), device, kDtypeOf<T>);
     EXPECT_EQ(sum_squares<T>({}, f), 0);
     const std::vector<Values> parts = {rounded<float>(random_values(3, 1)),
                                        {},
@@ -413,7 +457,11 @@ TEST(SumSquaresTest, MatchesTheReference) {
                                        {}};
     const double exact = sum_squares<double>(parts, reference::sum_squares<double>);
     EXPECT_NEAR(sum_squares<T>(parts, f), exact, 1e-13 * exact);
-    expect_same_for_any_threads([&] { return Values{sum_squares<T>(parts, f)}; });
+    {
+      const Skew scope(1);
+      EXPECT_NEAR(sum_squares<T>(parts, f), exact, 1e-13 * exact);
+    }
+    expect_reproducible(device, [&] { return Values{sum_squares<T>(parts, f)}; });
   });
 }
 
@@ -431,19 +479,19 @@ TEST(SumSquaresTest, RunsAreNumberedThroughAllSegments) {
 }
 
 TEST(GradScaleTest, ByHand) {
-  register_cpu_kernels();
-  const auto run = [](KernelTable<GradScaleArgs>::Function f, double squares, double clip) {
+  const auto run = [](const Kernel<GradScaleArgs>& f, double squares, double clip) {
+    const OnDevice scope(f.device);
     FencedBuffer<double> sum(Values{squares}), norm(1), scale(1);
     GradScaleArgs args;
     args.sum_squares = sum.data();
     args.clip = clip;
     args.norm = norm.data();
     args.grad_scale = scale.data();
-    f(args, {});
+    f(args);
     return std::pair(norm.values()[0], scale.values()[0]);
   };
-  for_each_dtype(grad_scale_table(), [&]<class T>() {
-    const auto f = grad_scale_table().get(DeviceKind::kCpu, kDtypeOf<T>);
+  for_each_entry(grad_scale_table(), [&]<class T>(const Device& device) {
+    const auto f = on(grad_scale_table(), device, kDtypeOf<T>);
     EXPECT_EQ(run(f, 16, 0), std::pair(4.0, 1.0));
     EXPECT_EQ(run(f, 16, 1), std::pair(4.0, 1 / (4 + 1e-6)));
     EXPECT_EQ(run(f, 16, 5), std::pair(4.0, 1.0));

@@ -34,8 +34,9 @@ inline Values random_values(int64_t count, uint64_t seed, double scale = 1.0) {
 
 /// The values that survive storage in T.
 template <class T>
-Values rounded(const Values& values) {
-  return FencedBuffer<T>(values).values();
+Values rounded(Values values) {
+  for (double& value : values) value = to_double(from_double<T>(value));
+  return values;
 }
 
 /// Relative error of one rounding to T.
@@ -73,22 +74,6 @@ void expect_as_good_as_naive(const Values& actual, const Values& naive, const Va
       2 * max_error(naive, exact) + roundings * unit_roundoff<Out>() * max_magnitude(exact) + kTiny;
   ASSERT_TRUE(std::isfinite(bound)) << what << ": the naive code failed";
   EXPECT_LE(max_error(actual, exact), bound) << what;
-}
-
-/// Calls body.operator()<T>() for every dtype that `table` has on the CPU.
-template <class Body>
-void for_each_dtype(const KernelTableBase& table, const Body& body) {
-  int count = 0;
-  const auto visit = [&]<class T>(T) {
-    if (!table.has(DeviceKind::kCpu, kDtypeOf<T>)) return;
-    ++count;
-    SCOPED_TRACE(table.name() + " " + dtype_name(kDtypeOf<T>));
-    body.template operator()<T>();
-  };
-  visit(float{});
-  visit(bfloat16(0.0f));
-  visit(double{});
-  EXPECT_EQ(count, 3) << table.name() << ": float32, bfloat16 and float64 are expected on the CPU";
 }
 
 /// `gradient` against central differences of `loss` at x, element by element.

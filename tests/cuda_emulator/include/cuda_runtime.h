@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "emulator/device.h"
+#include "emulator/runtime.h"

@@ -1,0 +1,785 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine.h"
+
+#include <link.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "thread_index.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#if !defined(__x86_64__)
+#error "the emulator's fiber switch is written for x86-64"
+#endif
+
+// Saves what a function must preserve on the stack in use, that stack's pointer at *from, and goes
+// on where `to` was saved.
+extern "C" void heirloom_fiber_switch(void** from, void* to);
+asm(R"(
+.text
+.p2align 4
+.globl heirloom_fiber_switch
+.type heirloom_fiber_switch, @function
+heirloom_fiber_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size heirloom_fiber_switch, .-heirloom_fiber_switch
+)");
+
+namespace heirloom::emulator {
+
+Instrument* instrument = nullptr;
+constinit __thread ThreadView running_thread;
+constinit __thread const void* acting_pc = nullptr;
+
+namespace {
+
+constexpr uint32_t kMaxThreads = 1024, kMaxWarps = kMaxThreads / 32;
+constexpr size_t kPage = 4096;
+constexpr size_t kStackBytes = 256
+                               << 10;  // sanitized frames are large; untouched pages cost nothing
+constexpr size_t kMaxSharedBytes = 227 << 10;
+constexpr size_t kSharedArea = 232 << 10;  // whole pages between two guards; blocks end at its end
+constexpr size_t kSharedAlignment = 128;
+constexpr unsigned char kPoison = 0xff, kCanary = 0xa5;
+
+constexpr const char* kMeetingNames[] = {"__syncwarp",          "a shuffle", "a vote",
+                                         "a __reduce_*_sync()", "ldmatrix",  "mma"};
+
+uint64_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
+
+uint64_t environment_seed() {
+  const char* text = std::getenv("HEIRLOOM_EMULATOR_SEED");
+  return text ? std::strtoull(text, nullptr, 10) : 1;
+}
+
+std::atomic<uint64_t>& global_seed() {
+  static std::atomic<uint64_t> seed{environment_seed()};
+  return seed;
+}
+std::atomic<uint64_t> seeds_set{0};
+
+std::string file_line(const Site& site) {
+  const char* file = site.where.file_name();
+  if (const char* slash = std::strrchr(file, '/')) file = slash + 1;
+  return std::string(file) + ":" + std::to_string(site.where.line());
+}
+bool same_line(const Site& a, const Site& b) {
+  // Lines that the compiler has compared for us.
+  static_assert(sizeof(std::source_location) == sizeof(void*));
+  if (std::bit_cast<const void*>(a.where) == std::bit_cast<const void*>(b.where)) return true;
+  return a.where.line() == b.where.line() && a.where.column() == b.where.column() &&
+         std::strcmp(a.where.file_name(), b.where.file_name()) == 0;
+}
+
+/// "lanes 0-15,20".
+std::string lane_list(uint32_t mask) {
+  std::string text = std::popcount(mask) == 1 ? "lane " : "lanes ";
+  for (int lane = 0; lane < 32; ++lane) {
+    if (!(mask >> lane & 1)) continue;
+    const int first = lane;
+    while (lane < 31 && (mask >> (lane + 1) & 1)) ++lane;
+    if (!text.ends_with(' ')) text += ',';
+    text += std::to_string(first);
+    if (lane > first) text += '-' + std::to_string(lane);
+  }
+  return text;
+}
+
+/// Texts of errors are built in variables of their own and moved into fail(), which does not come
+/// back: temporaries would never be freed.
+template <class... Parts>
+std::string join(const Parts&... parts) {
+  std::string text;
+  ((text += parts), ...);
+  return text;
+}
+
+struct Fiber {
+  void* sp = nullptr;
+  unsigned char* stack = nullptr;  // lowest usable byte
+  void* fake_stack = nullptr;      // AddressSanitizer's
+};
+
+// Lanes that wait for the rest of a mask.
+struct Group {
+  uint32_t mask, arrived;
+  Meeting meeting;
+  Combine combine;
+  Site site;
+};
+
+// Lanes by what they do, as bits. A living lane is in one of `fresh` (has not begun), `ready`,
+// `at_barrier`, or in a group's `arrived`, or it is the running one.
+struct Warp {
+  uint32_t exists, fresh, ready, at_barrier, exited;
+  std::vector<Group> groups;
+};
+
+class Engine {
+ public:
+  Engine() {
+    void* stacks = mmap(nullptr, kMaxThreads * kStackBytes, PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* shared =
+        mmap(nullptr, kSharedArea + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (stacks == MAP_FAILED || shared == MAP_FAILED) {
+      throw KernelError("[emulator] expected memory for stacks; got none");
+    }
+    stacks_ = static_cast<unsigned char*>(stacks);
+    shared_pages_ = static_cast<unsigned char*>(shared) + kPage;
+    mprotect(shared_pages_, kSharedArea, PROT_READ | PROT_WRITE);
+    fibers_.reserve(kMaxThreads);
+    free_.reserve(kMaxThreads);
+    index_of_thread_ = thread_index();
+    find_static_shared();
+  }
+
+  void run(const LaunchConfig& config, const std::function<void()>& body,
+           const KernelInfo& kernel) {
+    if (running_) throw KernelError("[emulator] a kernel was launched from within a kernel");
+    const uint64_t threads = uint64_t{config.block.x} * config.block.y * config.block.z;
+    const uint64_t blocks = uint64_t{config.grid.x} * config.grid.y * config.grid.z;
+    if (threads == 0 || threads > kMaxThreads || blocks == 0 ||
+        config.shared_bytes > kMaxSharedBytes) {
+      throw KernelError("[emulator] impossible launch of " + kernel.name);
+    }
+    ++launches_;
+    if (const uint64_t n = seeds_set.load(); n != seed_number_) {
+      seed_number_ = n;
+      launches_since_seed_ = 0;
+    }
+    random_state_ = mix(global_seed() + 0x9E3779B97F4A7C15ull * launches_since_seed_++);
+    config_ = config;
+    kernel_ = kernel;
+    body_ = &body;
+    threads_ = static_cast<uint32_t>(threads);
+    warps_ = (threads_ + 31) / 32;
+    number_threads();
+    unsigned char* end = shared_pages_ + kSharedArea;
+    shared_ =
+        end - (config.shared_bytes + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
+    set_dimensions({config.block.x, config.block.y, config.block.z},
+                   {config.grid.x, config.grid.y, config.grid.z});
+    struct Running {
+      Engine* engine;
+      explicit Running(Engine* e) : engine(e) { e->running_ = true; }
+      ~Running() {
+        engine->running_ = false;
+        running_thread = {};
+        if (instrument) instrument->kernel_end();
+      }
+    };
+    const Running running(this);
+    if (instrument) instrument->kernel_begin();
+
+    // A walk through all blocks in strides that have no factor in common with their number.
+    uint64_t at = random() % blocks, stride = random() % blocks;
+    while (std::gcd(stride, blocks) != 1) stride = (stride + 1) % (blocks + 1);
+    for (uint64_t i = 0; i < blocks; ++i) {
+      run_block(at);
+      at = (at + stride) % blocks;
+    }
+  }
+
+  uint64_t random() {  // splitmix64
+    return mix(random_state_ += 0x9E3779B97F4A7C15ull);
+  }
+
+  LaneSlot* warp_slots() { return slots_ + (current_ & ~31u); }
+
+  void meet(Meeting meeting, uint32_t mask, Combine combine, const Site& site) {
+    const uint32_t lane = current_ % 32, bit = 1u << lane;
+    Warp& warp = warp_[current_ / 32];
+    if (!(mask & bit) || (mask & (~warp.exists | warp.exited | warp.at_barrier))) {
+      refuse_mask(warp, meeting, mask, site);
+    }
+    auto group = warp.groups.begin();
+    while (group != warp.groups.end() && group->mask != mask) ++group;
+    if (group == warp.groups.end() || group->meeting != meeting ||
+        (meeting != Meeting::kSyncWarp && !same_line(group->site, site))) {
+      refuse_cycle(warp, meeting, mask, site);
+      warp.groups.push_back({mask, 0, meeting, combine, site});
+      group = warp.groups.end() - 1;
+    }
+    group->arrived |= bit;
+    if (group->arrived != mask) return go_on();
+    *group = warp.groups.back();
+    warp.groups.pop_back();
+    if (combine) combine(warp_slots(), mask);
+    if (meeting == Meeting::kSyncWarp && instrument) {
+      instrument->warp_barrier(current_ / 32, mask, site.pc);
+    }
+    warp.ready |= mask & ~bit;
+    // Now and then somebody else first.
+    if ((random() & 15) == 0) give_way();
+  }
+
+  uint32_t meet_block(uint32_t value, const Site& site) {
+    if (arrived_ == 0) {
+      barrier_site_ = site;
+      barrier_sum_ = 0;
+    } else if (!same_line(barrier_site_, site)) {
+      std::string text = join("came to this __syncthreads while ", std::to_string(arrived_),
+                              arrived_ == 1 ? " thread waits" : " threads wait",
+                              " at another one, ", file_line(barrier_site_));
+      fail(std::move(text), site);
+    }
+    Warp& warp = warp_[current_ / 32];
+    if (!warp.groups.empty()) check_groups_against_barrier(warp, site);
+    barrier_sum_ += value;
+    ++arrived_;
+    if (arrived_ < alive_) {
+      warp.at_barrier |= 1u << (current_ % 32);
+      go_on();
+    } else {
+      open_barrier(site.pc);
+      give_way();
+    }
+    return barrier_sum_of_last_;
+  }
+
+  std::vector<uint32_t> living_threads() const {
+    std::vector<uint32_t> living;
+    for (uint32_t t = 0; t < threads_; ++t) {
+      if (!(warp_[t / 32].exited >> (t % 32) & 1)) living.push_back(t);
+    }
+    return living;
+  }
+
+  [[noreturn]] void stop(std::string what, const void* pc, const Site* site) {
+    error_ = location();
+    error_ += what;
+    std::string().swap(what);
+    error_pc_ = acting_pc ? acting_pc : pc;
+    if (site) error_line_ = file_line(*site);
+    leave_for_good(host_);
+    std::abort();
+  }
+
+  std::string location() const {
+    const dim3 &g = config_.grid, &b = config_.block;
+    const auto triple = [](uint64_t i, const dim3& d) {
+      return "(" + std::to_string(i % d.x) + "," + std::to_string(i / d.x % d.y) + "," +
+             std::to_string(i / (uint64_t{d.x} * d.y)) + ")";
+    };
+    return "kernel " + kernel_.name + ", block " + triple(block_, g) + ", thread " +
+           triple(current_, b) + ": ";
+  }
+
+  bool running_ = false;
+  uint64_t launches_ = 0, blocks_run_ = 0;
+  LaunchConfig config_;
+  KernelInfo kernel_;
+  unsigned char* shared_ = nullptr;
+  unsigned char* stacks_ = nullptr;
+  unsigned char* shared_pages_ = nullptr;
+  ByteRange static_shared_;
+  uint32_t current_ = 0;  // linear thread
+  LaneSlot slots_[kMaxThreads];
+
+ private:
+  static const char* name(Meeting meeting) { return kMeetingNames[static_cast<size_t>(meeting)]; }
+
+  void number_threads() {
+    const dim3& b = config_.block;
+    uint32_t t = 0;
+    for (unsigned z = 0; z < b.z; ++z) {
+      for (unsigned y = 0; y < b.y; ++y) {
+        for (unsigned x = 0; x < b.x; ++x) index_[t++] = {x, y, z};
+      }
+    }
+  }
+
+  void run_block(uint64_t block) {
+    block_ = block;
+    ++blocks_run_;
+    const dim3& g = config_.grid;
+    set_block({static_cast<unsigned>(block % g.x), static_cast<unsigned>(block / g.x % g.y),
+               static_cast<unsigned>(block / (uint64_t{g.x} * g.y))},
+              shared_);
+    std::memset(shared_ - kSharedAlignment, kCanary, kSharedAlignment);
+    std::memset(shared_, kPoison, config_.shared_bytes);
+    unsigned char* end = shared_pages_ + kSharedArea;
+    const auto slack = static_cast<size_t>(end - shared_) - config_.shared_bytes;
+    std::memset(end - slack, kCanary, slack);
+    alive_ = threads_;
+    arrived_ = 0;
+    active_warps_ = 0;
+    for (uint32_t w = 0; w < warps_; ++w) {
+      const uint32_t lanes = std::min(32u, threads_ - 32 * w);
+      warp_[w].exists = warp_[w].fresh = lanes == 32 ? ~0u : (1u << lanes) - 1;
+      warp_[w].ready = warp_[w].at_barrier = warp_[w].exited = 0;
+      warp_[w].groups.clear();
+      active_warps_ |= 1u << w;
+    }
+    free_.clear();
+    for (size_t i = fibers_.size(); i-- > 0;) free_.push_back(&fibers_[i]);
+    error_.clear();
+    error_line_.clear();
+    error_pc_ = acting_pc = nullptr;
+    running_thread = {true, block, 0};
+    if (instrument) instrument->block_begin();
+
+    fiber_ = &host_;
+    choose_warp();
+    go_on();
+
+    running_thread = {};
+    if (!error_.empty()) raise();
+    check_fence(shared_ - kSharedAlignment, kSharedAlignment, "before the beginning");
+    check_fence(end - slack, slack, "past the end");
+    if (instrument) instrument->block_end();
+  }
+
+  [[noreturn]] void raise() {
+#if defined(__SANITIZE_ADDRESS__)
+    for (const Fiber& f : fibers_) __asan_unpoison_memory_region(f.stack, kStackBytes - kPage);
+#endif
+    std::string text = error_;
+    if (!error_line_.empty()) text += "; at " + error_line_;
+    if (error_pc_) {
+      // The compiler may have joined the code of two lines; then only the line itself is right.
+      const std::string lines = source_line(error_pc_);
+      if (error_line_.empty()) {
+        text += "; at " + lines;
+      } else if (lines.starts_with(error_line_)) {
+        text += lines.substr(error_line_.size());
+      }
+    }
+    throw KernelError(text);
+  }
+
+  void check_fence(const unsigned char* fence, size_t bytes, const char* where) const {
+    for (size_t i = 0; i < bytes; ++i) {
+      if (fence[i] == kCanary) continue;
+      const dim3& g = config_.grid;
+      throw KernelError("kernel " + kernel_.name + ", block (" + std::to_string(block_ % g.x) +
+                        "," + std::to_string(block_ / g.x % g.y) + "," +
+                        std::to_string(block_ / (uint64_t{g.x} * g.y)) + "): a thread wrote " +
+                        where + " of the block's " + std::to_string(config_.shared_bytes) +
+                        " bytes of dynamic shared memory");
+    }
+  }
+
+  // ---- switching ----
+
+  static void enter() { current_engine->thread_loop(); }
+
+  Fiber* take_fiber() {
+    if (free_.empty()) {
+      Fiber f;
+      f.stack = stacks_ + fibers_.size() * kStackBytes + kPage;  // below it: the guard
+      mprotect(f.stack, kStackBytes - kPage, PROT_READ | PROT_WRITE);
+      fibers_.push_back(f);
+      free_.push_back(&fibers_.back());
+    }
+    Fiber* f = free_.back();
+    free_.pop_back();
+#if defined(__SANITIZE_ADDRESS__)
+    // Who had it before never returned.
+    __asan_unpoison_memory_region(f->stack + (kStackBytes - kPage) - 4 * kPage, 4 * kPage);
+#endif
+    // Tops are spread over a page's cache lines: else all would share a few sets of the cache.
+    const size_t colour = static_cast<size_t>(f - fibers_.data()) % 16 * 192;
+    void** top = reinterpret_cast<void**>(f->stack + (kStackBytes - kPage) - 64 - colour);
+    *--top = nullptr;  // where `enter` would return to
+    *--top = reinterpret_cast<void*>(&Engine::enter);
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+    f->sp = top;
+    return f;
+  }
+
+  void switch_to(Fiber* next) {
+    Fiber* self = fiber_;
+    fiber_ = next;
+    start_switch(&self->fake_stack, *next);
+    heirloom_fiber_switch(&self->sp, next->sp);
+    finish_switch(self->fake_stack);
+  }
+  [[noreturn]] void leave_for_good(Fiber& next) {
+    Fiber self;
+    fiber_ = &next;
+    start_switch(nullptr, next);
+    heirloom_fiber_switch(&self.sp, next.sp);
+    std::abort();
+  }
+#if defined(__SANITIZE_ADDRESS__)
+  void start_switch(void** fake_stack, const Fiber& next) {
+    if (&next == &host_) {
+      __sanitizer_start_switch_fiber(fake_stack, host_bottom_, host_bytes_);
+    } else {
+      __sanitizer_start_switch_fiber(fake_stack, next.stack, kStackBytes - kPage);
+    }
+  }
+  void finish_switch(void* fake_stack) {
+    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+  }
+  void finish_first_switch() {
+    const void* bottom = nullptr;
+    size_t bytes = 0;
+    __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
+    if (host_enters_) host_bottom_ = bottom, host_bytes_ = bytes;
+    host_enters_ = false;
+  }
+  const void* host_bottom_ = nullptr;
+  size_t host_bytes_ = 0;
+  bool host_enters_ = true;
+#else
+  void start_switch(void**, const Fiber&) {}
+  void finish_switch(void*) {}
+  void finish_first_switch() {}
+#endif
+
+  /// Runs threads from their beginning, one after another as long as they end without waiting.
+  void thread_loop() {
+    finish_first_switch();
+    for (;;) {
+      (*body_)();
+      thread_exits();
+      if (alive_ == 0) leave_for_good(host_);
+      const uint32_t next = choose_thread();
+      if (next == kNobody) report_deadlock();
+      set_current(next);
+      if (fiber_of_[next] == nullptr) {
+        fiber_of_[next] = fiber_;
+        continue;
+      }
+      free_.push_back(fiber_);
+      leave_for_good(*fiber_of_[next]);
+    }
+  }
+
+  void thread_exits() {
+    Warp& warp = warp_[current_ / 32];
+    warp.exited |= 1u << (current_ % 32);
+    --alive_;
+    for (const Group& group : warp.groups) {
+      if (!(group.mask & warp.exited)) continue;
+      std::string text = join("exited while ", lane_list(group.arrived),
+                              wait_or_waits(group.arrived), " for it at ", name(group.meeting));
+      fail(std::move(text), group.site);
+    }
+    if (arrived_ != 0 && arrived_ == alive_) open_barrier(barrier_site_.pc);
+  }
+
+  /// The same for a thread that could run.
+  void give_way() {
+    warp_[current_ / 32].ready |= 1u << (current_ % 32);
+    active_warps_ |= 1u << (current_ / 32);
+    choose_warp();
+    go_on();
+  }
+
+  /// Runs somebody else; returns when it is this thread's turn again.
+  void go_on() {
+    const uint32_t next = choose_thread();
+    if (next == kNobody) report_deadlock();
+    const bool fresh = fiber_of_[next] == nullptr;
+    if (fresh) fiber_of_[next] = take_fiber();
+    set_current(next);
+    if (fiber_of_[next] != fiber_) switch_to(fiber_of_[next]);
+  }
+
+  void set_current(uint32_t thread) {
+    current_ = thread;
+    *index_of_thread_ = index_[thread];
+    running_thread.thread = thread;
+  }
+
+  // ---- scheduling ----
+
+  static constexpr uint32_t kNobody = ~0u;
+
+  /// The next lane of the warp at hand, else of another one; takes it out of the waiting ones.
+  uint32_t choose_thread() {
+    uint32_t candidates = warp_[at_warp_].fresh | warp_[at_warp_].ready;
+    if (candidates == 0) {
+      active_warps_ &= ~(1u << at_warp_);
+      // A warp may have become active since.
+      if (active_warps_ == 0) return kNobody;
+      choose_warp();
+      candidates = warp_[at_warp_].fresh | warp_[at_warp_].ready;
+    }
+    Warp& warp = warp_[at_warp_];
+    const uint32_t lane = backwards_ ? 31 - first_after(reversed(candidates), rotation_)
+                                     : first_after(candidates, rotation_);
+    const uint32_t bit = 1u << lane, thread = at_warp_ * 32 + lane;
+    if (warp.fresh & bit) fiber_of_[thread] = nullptr;
+    warp.fresh &= ~bit;
+    warp.ready &= ~bit;
+    return thread;
+  }
+  void choose_warp() {
+    const uint64_t bits = random();
+    at_warp_ = first_after(active_warps_, bits & 31);
+    rotation_ = bits >> 5 & 31;
+    backwards_ = bits >> 10 & 1;
+  }
+  /// The first set bit at or after `from`, around the end.
+  static uint32_t first_after(uint32_t mask, uint64_t from) {
+    const int turn = static_cast<int>(from);
+    return (static_cast<uint32_t>(std::countr_zero(std::rotr(mask, turn))) +
+            static_cast<uint32_t>(turn)) %
+           32;
+  }
+
+  static uint32_t reversed(uint32_t x) {
+    x = __builtin_bswap32(x);
+    x = (x >> 4 & 0x0f0f0f0fu) | (x & 0x0f0f0f0fu) << 4;
+    x = (x >> 2 & 0x33333333u) | (x & 0x33333333u) << 2;
+    return (x >> 1 & 0x55555555u) | (x & 0x55555555u) << 1;
+  }
+
+  void open_barrier(const void* pc) {
+    if (instrument) instrument->block_barrier(pc);
+    arrived_ = 0;
+    barrier_sum_of_last_ = barrier_sum_;
+    for (uint32_t w = 0; w < warps_; ++w) {
+      warp_[w].ready |= warp_[w].at_barrier;
+      if (warp_[w].at_barrier) active_warps_ |= 1u << w;
+      warp_[w].at_barrier = 0;
+    }
+  }
+
+  // ---- refusals ----
+
+  static const char* wait_or_waits(uint32_t lanes) {
+    return std::popcount(lanes) == 1 ? " waits" : " wait";
+  }
+
+  void refuse_mask(const Warp& warp, Meeting meeting, uint32_t mask, const Site& site) {
+    std::string text = name(meeting);
+    if (!(mask >> (current_ % 32) & 1)) {
+      text += " was called by a lane that its mask leaves out";
+    } else if (mask & ~warp.exists) {
+      text += " names ";
+      text += lane_list(mask & ~warp.exists);
+      text += ", which the block does not have";
+    } else if (mask & warp.exited) {
+      text += " names ";
+      text += lane_list(mask & warp.exited);
+      text += ", which exited before";
+    } else {
+      const uint32_t lanes = mask & warp.at_barrier;
+      text += " names ";
+      text += lane_list(lanes);
+      text += std::popcount(lanes) == 1 ? ", which waits" : ", which wait";
+      text += " for all threads at __syncthreads, ";
+      text += file_line(barrier_site_);
+    }
+    fail(std::move(text), site);
+  }
+
+  // Lanes that this one needs may be waiting for it elsewhere.
+  void refuse_cycle(const Warp& warp, Meeting meeting, uint32_t mask, const Site& site) {
+    for (const Group& other : warp.groups) {
+      const uint32_t lanes = other.arrived & mask;
+      if (!(other.mask >> (current_ % 32) & 1) || !lanes) continue;
+      std::string text =
+          join(name(meeting), " needs ", lane_list(lanes), ", which", wait_or_waits(lanes),
+               " for this lane at ", name(other.meeting), ", ", file_line(other.site));
+      if (other.meeting == meeting && other.mask != mask) text += " (with another mask)";
+      fail(std::move(text), site);
+    }
+  }
+
+  void check_groups_against_barrier(const Warp& warp, const Site& site) {
+    for (const Group& group : warp.groups) {
+      if (!(group.mask >> (current_ % 32) & 1)) continue;
+      std::string text =
+          join("__syncthreads waits for ", lane_list(group.arrived), " of this warp, which",
+               wait_or_waits(group.arrived), " for this lane at ", name(group.meeting), ", ",
+               file_line(group.site));
+      fail(std::move(text), site);
+    }
+  }
+
+  [[noreturn]] void report_deadlock() {
+    std::string text = "threads wait for others that never come:";
+    if (arrived_) {
+      text += join(" ", std::to_string(arrived_), " of ", std::to_string(alive_),
+                   " living threads at __syncthreads, ", file_line(barrier_site_), ";");
+    }
+    for (uint32_t w = 0; w < warps_; ++w) {
+      for (const Group& g : warp_[w].groups) {
+        text +=
+            join(" warp ", std::to_string(w), ": ", lane_list(g.arrived), " at ", name(g.meeting),
+                 ", ", file_line(g.site), ", for ", lane_list(g.mask & ~g.arrived), ";");
+      }
+    }
+    text.pop_back();
+    stop(std::move(text), nullptr, nullptr);
+  }
+
+  void find_static_shared() {
+    dl_iterate_phdr(
+        [](dl_phdr_info* info, size_t, void* out) {
+          for (int i = 0; i < info->dlpi_phnum; ++i) {
+            if (info->dlpi_phdr[i].p_type != PT_TLS || info->dlpi_tls_data == nullptr) continue;
+            const auto begin = reinterpret_cast<uintptr_t>(info->dlpi_tls_data);
+            *static_cast<ByteRange*>(out) = {begin, begin + info->dlpi_phdr[i].p_memsz};
+          }
+          return 1;  // the first is the program
+        },
+        &static_shared_);
+  }
+
+ public:
+  ~Engine() {
+    munmap(stacks_, kMaxThreads * kStackBytes);
+    munmap(shared_pages_ - kPage, kSharedArea + 2 * kPage);
+    current_engine = nullptr;
+  }
+  Engine(const Engine&) = delete;
+
+  static constinit thread_local Engine* current_engine;
+
+ private:
+  std::vector<Fiber> fibers_;
+  std::vector<Fiber*> free_;
+  Fiber host_;
+  Fiber* fiber_ = &host_;  // that runs
+  Fiber* fiber_of_[kMaxThreads] = {};
+  Index3 index_[kMaxThreads] = {};
+  Index3* index_of_thread_ = nullptr;
+  Warp warp_[kMaxWarps] = {};
+  uint32_t active_warps_ = 0;  // that have fresh or ready lanes; may have one too many
+  uint32_t at_warp_ = 0;
+  uint64_t rotation_ = 0;  // which lane of it comes first, and the direction
+  bool backwards_ = false;
+  uint32_t threads_ = 0, warps_ = 0, alive_ = 0;
+  uint32_t arrived_ = 0;  // at __syncthreads, the last one included
+  uint32_t barrier_sum_ = 0, barrier_sum_of_last_ = 0;
+  Site barrier_site_;
+  uint64_t block_ = 0;
+  const std::function<void()>* body_ = nullptr;
+  std::string error_, error_line_;
+  const void* error_pc_ = nullptr;
+  uint64_t random_state_ = 0, seed_number_ = 0, launches_since_seed_ = 0;
+};
+
+constinit thread_local Engine* Engine::current_engine = nullptr;
+
+[[gnu::noinline]] Engine& create_engine() {
+  static thread_local std::unique_ptr<Engine> owner;
+  owner = std::make_unique<Engine>();
+  Engine::current_engine = owner.get();
+  return *owner;
+}
+Engine& engine() {
+  return Engine::current_engine != nullptr ? *Engine::current_engine : create_engine();
+}
+
+ByteRange range(const unsigned char* begin, size_t bytes) {
+  return {reinterpret_cast<uintptr_t>(begin), reinterpret_cast<uintptr_t>(begin) + bytes};
+}
+
+}  // namespace
+
+void run_grid(const LaunchConfig& config, const std::function<void()>& thread_body,
+              const KernelInfo& kernel) {
+  engine().run(config, thread_body, kernel);
+}
+void set_schedule_seed(uint64_t seed) {
+  global_seed() = seed;
+  ++seeds_set;
+}
+uint64_t schedule_seed() { return global_seed(); }
+uint64_t random_bits() { return engine().random(); }
+
+const KernelInfo& current_kernel() { return engine().kernel_; }
+const LaunchConfig& current_launch() { return engine().config_; }
+uint64_t launch_number() { return engine().launches_; }
+uint64_t block_serial() { return engine().blocks_run_; }
+ByteRange shared_range() { return range(engine().shared_, engine().config_.shared_bytes); }
+ByteRange static_shared_range() { return engine().static_shared_; }
+ByteRange stack_range() { return range(engine().stacks_, kMaxThreads * kStackBytes); }
+
+std::string describe_kernel_address(const void* address) {
+  const Engine& e = engine();
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  const ByteRange pages = range(e.shared_pages_ - kPage, kSharedArea + 2 * kPage);
+  const ByteRange shared = shared_range();
+  std::string text;
+  if (pages.contains(at) && shared.begin != 0) {
+    if (at < shared.begin) {
+      text = std::to_string(shared.begin - at) + " bytes before the beginning of ";
+    } else if (at >= shared.end) {
+      text = std::to_string(at - shared.end) + " bytes past the end of ";
+    } else {
+      text = "byte " + std::to_string(at - shared.begin) + " of ";
+    }
+    text += std::to_string(e.config_.shared_bytes) + " bytes of dynamic shared memory";
+  } else if (e.static_shared_.contains(at)) {
+    text = "static shared memory";
+  } else if (stack_range().contains(at)) {
+    text = "a thread's stack";
+  } else if (argument_range().contains(at)) {
+    text = "the arguments of a launch";
+  }
+  return text;
+}
+
+void Instrument::block_barrier(const void*) { barrier(engine().living_threads()); }
+void Instrument::warp_barrier(uint32_t warp, uint32_t mask, const void*) {
+  std::vector<uint32_t> threads;
+  for (uint32_t lane = 0; lane < 32; ++lane) {
+    if (mask >> lane & 1) threads.push_back(32 * warp + lane);
+  }
+  barrier(threads);
+}
+
+void fail(std::string what, const void* pc) {
+  if (!running_thread.inside) throw KernelError("[emulator] outside a kernel: " + what);
+  engine().stop(std::move(what), pc, nullptr);
+}
+void fail(std::string what, const Site& site) {
+  if (!running_thread.inside) throw KernelError("[emulator] outside a kernel: " + what);
+  engine().stop(std::move(what), site.pc, &site);
+}
+
+LaneSlot& my_slot() {
+  if (!running_thread.inside) fail("a warp's instruction was called by the host");
+  Engine& e = *Engine::current_engine;
+  return e.slots_[e.current_];
+}
+void meet(Meeting meeting, uint32_t mask, Combine combine, const Site& site) {
+  if (!running_thread.inside) fail("a warp's instruction was called by the host");
+  Engine::current_engine->meet(meeting, mask, combine, site);
+}
+uint32_t meet_block(uint32_t value, const Site& site) {
+  if (!running_thread.inside) fail("__syncthreads was called by the host");
+  return Engine::current_engine->meet_block(value, site);
+}
+
+}  // namespace heirloom::emulator
