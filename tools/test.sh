@@ -66,45 +66,42 @@ quickstart_smoke() {
   QUICKSTART_OUT=$root/build/quickstart-smoke QUICKSTART_STEPS=20 tools/quickstart.sh
 }
 
-# Everything that kernels/cuda is tested by, run by the emulator; training and evaluation on top of it.
-emulated_targets=(heirloom heirloom_{kernels,cuda_emulator,ops,train,decode,evaluate}_tests)
+# cuda_tests PRESET NAME...: those tests of a build that run on its CUDA device.
+cuda_tests() {
+  local preset=$1 name
+  shift
+  for name in "$@"; do
+    HEIRLOOM_TEST_DEVICES=cuda HEIRLOOM_REQUIRE_CUDA=1 HEIRLOOM_BINARY=build/$preset/heirloom \
+      "build/$preset/tests/heirloom_${name}_tests" --gtest_brief=1 || return 1
+  done
+}
+
+# Kernels by themselves, and training, samples and the command line on top of them.
 emulated_suite() {
-  build cuda-emulated -- "${emulated_targets[@]}" || return 1
+  build cuda-emulated -- heirloom heirloom_{kernels,cuda_emulator,train,decode,tools}_tests || return 1
   local seed
   for seed in 1 $($full && echo 2 3); do
-    HEIRLOOM_TEST_DEVICES=cuda HEIRLOOM_REQUIRE_CUDA=1 HEIRLOOM_EMULATOR_SEED=$seed \
-      build/cuda-emulated/tests/heirloom_kernels_tests --gtest_brief=1 || return 1
+    HEIRLOOM_EMULATOR_SEED=$seed cuda_tests cuda-emulated kernels cuda_emulator || return 1
   done
-  local name
-  for name in cuda_emulator train decode evaluate; do
-    HEIRLOOM_REQUIRE_CUDA=1 "build/cuda-emulated/tests/heirloom_${name}_tests" --gtest_brief=1 || return 1
-  done
-  tests/scripts/emulated_cases.sh build/cuda-emulated/heirloom
+  GTEST_FILTER='*Cuda*' cuda_tests cuda-emulated train decode tools
 }
 
 instrumented_suite() {
-  build cuda-instrumented -- heirloom_{kernels,cuda_emulator}_tests || return 1
-  build/cuda-instrumented/tests/heirloom_cuda_emulator_tests --gtest_brief=1 || return 1
-  HEIRLOOM_TEST_DEVICES=cuda HEIRLOOM_REQUIRE_CUDA=1 \
-    build/cuda-instrumented/tests/heirloom_kernels_tests --gtest_brief=1
+  build cuda-instrumented -- heirloom_{kernels,cuda_emulator}_tests heirloom_cuda_model &&
+    GTEST_FILTER='-RuntimeTest*' cuda_tests cuda-instrumented cuda_emulator kernels
 }
 
 emulated_sanitized() {
-  build cuda-sanitize -- heirloom_{kernels,cuda_emulator}_tests || return 1
-  build/cuda-sanitize/tests/heirloom_cuda_emulator_tests --gtest_brief=1 || return 1
-  HEIRLOOM_TEST_DEVICES=cuda HEIRLOOM_REQUIRE_CUDA=1 \
-    build/cuda-sanitize/tests/heirloom_kernels_tests --gtest_brief=1
+  build cuda-sanitize -- heirloom_{kernels,cuda_emulator}_tests &&
+    cuda_tests cuda-sanitize cuda_emulator kernels
 }
 
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2> /dev/null || true)
 toolkit_build() { build cuda-release -- heirloom && tools/kernel_table.py --check; }
 
 gpu_suite() {
-  build cuda-release -- "${emulated_targets[@]//heirloom_cuda_emulator_tests/}" || return 1
-  local name
-  for name in kernels train decode evaluate; do
-    HEIRLOOM_REQUIRE_CUDA=1 "build/cuda-release/tests/heirloom_${name}_tests" --gtest_brief=1 || return 1
-  done
+  build cuda-release -- heirloom heirloom_{kernels,train,decode,tools}_tests || return 1
+  cuda_tests cuda-release kernels && GTEST_FILTER='*Cuda*' cuda_tests cuda-release train decode tools
 }
 
 part "setup" tools/setup.sh

@@ -55,6 +55,10 @@ struct CtaState {
   AttentionSequence sequence;
   KvHead k, v;
   uint64_t dropout_key;
+  int64_t row;    ///< of the first query
+  int position;   ///< of the first query
+  int rows;       ///< queries
+  int from, end;  ///< what the CTA walks along: positions of keys, or queries
 };
 static_assert(sizeof(CtaState) <= plan::kCtaStateBytes);
 
@@ -87,13 +91,14 @@ __device__ __forceinline__ void copy_chunks(unsigned char* tile, const bfloat16*
   static_assert(kStep % 8 == 0 && kRows % 8 == 0);
   const int first = static_cast<int>(threadIdx.x) / kCount;
   const int chunk = kFirst + static_cast<int>(threadIdx.x) % kCount;
-  const bool is_column = chunk * 8 < dim;
+  // Of rows after this thread's first; none in a column of padding.
+  const int left = chunk * 8 < dim ? rows - first : 0;
   unsigned char* to = tile + Layout::offset(first, chunk);
   const bfloat16* from = source + first * stride + chunk * 8;
 #pragma unroll
   for (int row = 0; row < kRows; row += kStep) {
     if (kRows % kStep != 0 && first + row >= kRows) break;
-    const bool valid = is_column && first + row < rows;
+    const bool valid = row < left;
     cp_async<16>(to + row * Layout::kRowBytes, valid ? from + row * stride : source, valid);
   }
 }
@@ -177,6 +182,32 @@ __device__ inline void copy_mean_rows(unsigned char* tile, const bfloat16* sourc
 __device__ __forceinline__ int64_t stream_row(const AttentionSequence& s, int position) {
   if (s.blocks == nullptr) return s.key_row + position;
   return static_cast<int64_t>(__ldg(s.blocks + position / kKeyTile)) * kKeyTile;
+}
+
+/// One CTA per (head, sequence) and tile of kRows queries, the last tiles, which see the most keys,
+/// first. False where the sequence has no such tile.
+template <int kRows, bool kDropout>
+__device__ __forceinline__ bool begin_query_tile(const CommonParams& p, CtaState& state) {
+  const AttentionSequence& s = p.sequences[static_cast<int>(blockIdx.x) / p.heads];
+  const int queries = static_cast<int>(s.queries);
+  const int tile = (queries + kRows - 1) / kRows - 1 - static_cast<int>(blockIdx.y);
+  if (tile < 0) return false;
+  if (threadIdx.x == 0) {
+    const int group = static_cast<int>(blockIdx.x) % p.heads / p.per_group;
+    const int first = tile * kRows, left = queries - first;
+    state.sequence = s;
+    state.k = p.k[group];
+    state.v = p.v[group];
+    if constexpr (kDropout) state.dropout_key = p.dropout.source.philox_key();
+    state.row = s.query_row + first;
+    state.position = static_cast<int>(s.keys) - queries + first;
+    state.rows = left < kRows ? left : kRows;
+    state.from =
+        state.position < p.window ? 0 : (state.position - p.window + 1) / kKeyTile * kKeyTile;
+    state.end = state.position + state.rows;
+  }
+  __syncthreads();
+  return true;
 }
 
 /// Positions [position, position + kRows) of one head, kRows a multiple of kKeyTile.

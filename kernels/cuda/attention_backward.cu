@@ -51,6 +51,7 @@ struct QueryParams {
 struct KeyTarget {
   void* data[2];
   int64_t stride;
+  int dim;
   bool add[2];
   bool is_float;
   bool is_mean;
@@ -102,7 +103,7 @@ __device__ __forceinline__ void row_products(const unsigned char* dout_tile, con
 }
 
 template <int kD, int kE, bool kDropout>
-__global__ void __launch_bounds__(plan::backward_query_tiles(kD, kE).threads())
+__global__ void __launch_bounds__(plan::backward_query_tiles(kD, kE).threads(), plan::ctas_per_sm(kD, kE))
     attention_backward_queries_kernel(const __grid_constant__ QueryParams params) {
   constexpr plan::AttentionTiles kTiles = plan::backward_query_tiles(kD, kE);
   constexpr int kThreads = kTiles.threads(), kRows = kTiles.rows(), kM = kTiles.row_tiles;
@@ -112,50 +113,30 @@ __global__ void __launch_bounds__(plan::backward_query_tiles(kD, kE).threads())
   const BackwardParams& b = params.backward;
   const CommonParams& p = b.common;
 
-  const int head = static_cast<int>(blockIdx.x) % p.heads, group = head / p.per_group;
-  const AttentionSequence s = p.sequences[static_cast<int>(blockIdx.x) / p.heads];
-  const int queries = static_cast<int>(s.queries);
-  const int tile = (queries + kRows - 1) / kRows - 1 - static_cast<int>(blockIdx.y);
-  if (tile < 0) return;
-  const int tile_first = tile * kRows, left = queries - tile_first;
-  const int rows = left < kRows ? left : kRows;
-  const int position = static_cast<int>(s.keys) - queries + tile_first;
-  const int64_t row = s.query_row + tile_first;
   CtaState& state = *reinterpret_cast<CtaState*>(shared);
-  if (threadIdx.x == 0) {
-    state = {s, p.k[group], p.v[group], kDropout ? p.dropout.source.philox_key() : 0};
-  }
-  __syncthreads();
+  if (!begin_query_tile<kRows, kDropout>(p, state)) return;
+  const int head = static_cast<int>(blockIdx.x) % p.heads;
 
   unsigned char *q_tile = shared + plan::kCtaStateBytes, *dout_tile = q_tile + kRows * kD * 2,
                 *stages = dout_tile + kRows * kE * 2;
   float* delta = reinterpret_cast<float*>(stages + kStages * (kKeyBytes + kValueBytes));
   float* lse_log2 = delta + kRows;
-  const auto load_keys = [&](int key0, int stage) {
-    unsigned char* k_tile = stages + stage * (kKeyBytes + kValueBytes);
-    copy_head_rows<kKeyTile, kD, kThreads>(k_tile, state.k, state.sequence, key0, p.q_rows.dim,
-                                           p.k_bytes);
-    copy_head_rows<kKeyTile, kE, kThreads>(k_tile + kKeyBytes, state.v, state.sequence, key0,
-                                           p.o_rows.dim, p.v_bytes);
-    cp_async_commit();
-  };
-
-  const int warp_row = warp_id() * kM * 16, first = position + warp_row, last = first + kM * 16 - 1;
+  const int warp_row = warp_id() * kM * 16, first = state.position + warp_row;
+  const int last = first + kM * 16 - 1;
+  const bool has_rows = warp_row < state.rows;
   unsigned char* warp_rows = q_tile + warp_row * kD * 2;
   Accumulator dq[kM][kD / 8];
   clear(dq);
   // Without values o is zero whatever the scores are, and so is dq.
   if (state.v.data != nullptr) {
-    const int64_t o_at = row * p.o_rows.stride + head * p.o_rows.dim;
-    const int from = position < p.window ? 0 : (position - p.window + 1) / kKeyTile * kKeyTile;
-    const int to = position + rows;
+    const int rows = state.rows;
+    const int64_t row = state.row, o_at = row * p.o_rows.stride + head * p.o_rows.dim;
     copy_rows<kRows, kD, kThreads>(q_tile, p.q + row * p.q_rows.stride + head * p.q_rows.dim,
                                    p.q_rows.stride, rows, p.q_rows.dim, p.q_rows.bytes);
     copy_rows<kRows, kE, kThreads>(dout_tile, b.dout + o_at, p.o_rows.stride, rows, p.o_rows.dim,
                                    b.dout_bytes);
     cp_async_commit();
-    load_keys(from, 0);
-    cp_async_wait<1>();
+    cp_async_wait<0>();
     __syncthreads();
     row_products<kRows, kE, kThreads>(dout_tile, b.o + o_at, p.o_rows.stride, rows, p.o_rows.dim,
                                       p.o_rows.bytes, delta);
@@ -185,17 +166,32 @@ __global__ void __launch_bounds__(plan::backward_query_tiles(kD, kE).threads())
     q.load(warp_rows);
     dout.load(dout_tile + warp_row * kE * 2);
 
-    int stage = 0;
-    for (int key0 = from; key0 < to; key0 += kKeyTile) {
-      cp_async_wait<0>();
+    // What a round needs is asked for in one place: with two stages one round ahead, so that the
+    // first round only loads.
+    int stage = kStages - 1;
+#pragma unroll 1
+    for (int key0 = state.from - stage * kKeyTile; key0 < state.end; key0 += kKeyTile) {
+      if constexpr (kStages == 2) cp_async_wait<0>();
       __syncthreads();
       const unsigned char* k_tile = stages + stage * (kKeyBytes + kValueBytes);
-      if constexpr (kStages == 2) {
-        if (key0 + kKeyTile < to) load_keys(key0 + kKeyTile, stage ^ 1);
-        stage ^= 1;
+      if constexpr (kStages == 2) stage ^= 1;
+      if (const int next = key0 + (kStages - 1) * kKeyTile; next < state.end) {
+        unsigned char* to_tile = stages + stage * (kKeyBytes + kValueBytes);
+        copy_head_rows<kKeyTile, kD, kThreads>(to_tile, state.k, state.sequence, next, p.q_rows.dim,
+                                               p.k_bytes);
+        copy_head_rows<kKeyTile, kE, kThreads>(to_tile + kKeyBytes, state.v, state.sequence, next,
+                                               p.o_rows.dim, p.v_bytes);
+        cp_async_commit();
       }
+      if constexpr (kStages == 1) {
+        cp_async_wait<0>();
+        __syncthreads();
+      }
+
       // Uniform over the warp: rows beyond the sequence, tiles that all of its rows do not see.
-      if (warp_row < rows && key0 <= last && key0 + kKeyTile - 1 > first - p.window) {
+      if (key0 < state.from || !has_rows || key0 > last || key0 + kKeyTile - 1 <= first - p.window)
+        continue;
+      {
         [[maybe_unused]] uint32_t dropped[kM];
         if constexpr (kDropout) {
 #pragma unroll
@@ -228,14 +224,10 @@ __global__ void __launch_bounds__(plan::backward_query_tiles(kD, kE).threads())
         }
         multiply_columns<kD>(dq, ds, k_tile);
       }
-      if constexpr (kStages == 1) {
-        __syncthreads();
-        if (key0 + kKeyTile < to) load_keys(key0 + kKeyTile, 0);
-      }
     }
   }
 
-  if (warp_row >= rows) return;
+  if (!has_rows) return;
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -246,24 +238,9 @@ __global__ void __launch_bounds__(plan::backward_query_tiles(kD, kE).threads())
   }
   stage_rows<kD>(warp_rows, dq);
   __syncwarp();
-  store_rows<kM * 16, kD>(warp_rows,
-                          params.dq + (row + warp_row) * p.q_rows.stride + head * p.q_rows.dim,
-                          p.q_rows.stride, rows - warp_row, p.q_rows.dim, params.dq_bytes);
-}
-
-__device__ __forceinline__ void store_pair(float* to, float x, float y, int left, bool add,
-                                           bool is_aligned) {
-  if (is_aligned) {
-    if (add) {
-      const uint2 before = load_8(to);
-      x += __uint_as_float(before.x);
-      y += __uint_as_float(before.y);
-    }
-    store_8(to, make_uint2(__float_as_uint(x), __float_as_uint(y)));
-    return;
-  }
-  to[0] = add ? to[0] + x : x;
-  if (left > 1) to[1] = add ? to[1] + y : y;
+  store_rows<kM * 16, kD>(
+      warp_rows, params.dq + (state.row + warp_row) * p.q_rows.stride + head * p.q_rows.dim,
+      p.q_rows.stride, state.rows - warp_row, p.q_rows.dim, params.dq_bytes);
 }
 
 /// Adds or writes factor * sums of a warp's rows of keys to where they go. `staging`: a tile of the
@@ -271,7 +248,7 @@ __device__ __forceinline__ void store_pair(float* to, float x, float y, int left
 template <int kDim, int kM>
 __device__ __forceinline__ void store_key_sums(Accumulator (&sums)[kM][kDim / 8], float factor,
                                                const KeyTarget& target, int64_t row, int rows,
-                                               int dim, unsigned char* staging) {
+                                               unsigned char* staging) {
   if (target.data[0] == nullptr) return;
   if (target.is_mean) factor *= 0.5f;
 #pragma unroll
@@ -292,10 +269,12 @@ __device__ __forceinline__ void store_key_sums(Accumulator (&sums)[kM][kDim / 8]
       __syncwarp();
       store_rows<kM * 16, kDim>(staging,
                                 static_cast<bfloat16*>(target.data[t]) + row * target.stride,
-                                target.stride, rows, dim, target.bytes);
+                                target.stride, rows, target.dim, target.bytes);
       continue;
     }
     const int64_t first = row * target.stride + lane_id() % 4 * 2;
+    const int dim = target.dim - lane_id() % 4 * 2;  // from the lane's first column on
+    const bool is_pairs = target.is_float && target.bytes >= 8;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -303,18 +282,34 @@ __device__ __forceinline__ void store_key_sums(Accumulator (&sums)[kM][kDim / 8]
         const int r = m * 16 + half * 8 + lane_id() / 4;
         if (r >= rows) continue;
         const int64_t at = first + r * target.stride;
+        if (is_pairs) {
+          float* to = static_cast<float*>(target.data[t]) + at;
+#pragma unroll
+          for (int n = 0; n < kDim / 8; ++n) {
+            if (n * 8 >= dim) continue;
+            float x = sums[m][n].x[2 * half], y = sums[m][n].x[2 * half + 1];
+            if (add) {
+              const uint2 before = load_8(to + n * 8);
+              x += __uint_as_float(before.x);
+              y += __uint_as_float(before.y);
+            }
+            store_8(to + n * 8, make_uint2(__float_as_uint(x), __float_as_uint(y)));
+          }
+          continue;
+        }
 #pragma unroll
         for (int n = 0; n < kDim / 8; ++n) {
-          const int left = dim - n * 8 - lane_id() % 4 * 2;  // elements from the first of two on
-          if (left <= 0) continue;
-          const float x = sums[m][n].x[2 * half], y = sums[m][n].x[2 * half + 1];
-          if (target.is_float) {
-            store_pair(static_cast<float*>(target.data[t]) + at + n * 8, x, y, left, add,
-                       target.bytes >= 8);
-          } else {
-            bfloat16* to = static_cast<bfloat16*>(target.data[t]) + at + n * 8;
-            store(to, 0, load(to, 0) + x);
-            if (left > 1) store(to, 1, load(to, 1) + y);
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            if (n * 8 + c >= dim) continue;
+            const float x = sums[m][n].x[2 * half + c];
+            if (target.is_float) {
+              float* to = static_cast<float*>(target.data[t]);
+              store(to, at + n * 8 + c, add ? load(to, at + n * 8 + c) + x : x);
+            } else {
+              bfloat16* to = static_cast<bfloat16*>(target.data[t]);
+              store(to, at + n * 8 + c, load(to, at + n * 8 + c) + x);
+            }
           }
         }
       }
@@ -347,12 +342,12 @@ __device__ __forceinline__ void mask_key_rows(Accumulator (&scores)[kM][kN], int
 }
 
 template <int kD, int kE, plan::KeySums kSums, bool kDropout>
-__global__ void __launch_bounds__(plan::backward_key_tiles(kD, kE).threads())
+__global__ void __launch_bounds__(plan::backward_key_tiles(kD, kE).threads(), plan::ctas_per_sm(kD, kE))
     attention_backward_keys_kernel(const __grid_constant__ KeyParams params) {
   constexpr plan::AttentionTiles kTiles = plan::backward_key_tiles(kD, kE);
   constexpr int kThreads = kTiles.threads(), kRows = kTiles.rows(), kM = kTiles.row_tiles;
   constexpr int kStages = kTiles.stages, kQueries = kKeyTile;
-  constexpr int kStep = plan::backward_key_step(kD, kE), kN = kStep / 8;
+  constexpr int kStep = plan::backward_key_step(kD, kE, kDropout), kN = kStep / 8;
   constexpr int kQueryBytes = kQueries * kD * 2, kDoutBytes = kQueries * kE * 2;
   constexpr int kStageBytes = kQueryBytes + kDoutBytes + 2 * kQueries * 4;
   constexpr bool kSumKeys = kSums != plan::KeySums::kValues;
@@ -362,28 +357,30 @@ __global__ void __launch_bounds__(plan::backward_key_tiles(kD, kE).threads())
   const CommonParams& p = b.common;
 
   const int unit = static_cast<int>(blockIdx.x) % params.units;
-  const AttentionSequence s = p.sequences[static_cast<int>(blockIdx.x) / params.units];
-  const int keys = static_cast<int>(s.keys), key0 = static_cast<int>(blockIdx.y) * kRows;
-  if (key0 >= keys) return;
-  const int queries = static_cast<int>(s.queries), offset = keys - queries;
-  const int key_end = key0 + kRows < keys ? key0 + kRows : keys;
-
-  // The queries that see any of the keys, in tiles.
-  const int from = key0 > offset ? (key0 - offset) / kQueries : 0;
-  const int64_t newest = static_cast<int64_t>(key_end) - 1 + p.window - offset;
-  const int end = newest < queries ? static_cast<int>(newest) : queries;
-  const int tiles = (end + kQueries - 1) / kQueries - from;
-
+  const int key0 = static_cast<int>(blockIdx.y) * kRows;
   CtaState& state = *reinterpret_cast<CtaState*>(shared);
-  if (threadIdx.x == 0) {
-    state.sequence = s;
-    state.dropout_key = kDropout ? p.dropout.source.philox_key() : 0;
+  {
+    const AttentionSequence& s = p.sequences[static_cast<int>(blockIdx.x) / params.units];
+    const int keys = static_cast<int>(s.keys), queries = static_cast<int>(s.queries);
+    if (key0 >= keys) return;
+    if (threadIdx.x == 0) {
+      state.sequence = s;
+      if constexpr (kDropout) state.dropout_key = p.dropout.source.philox_key();
+      state.position = keys - queries;
+      state.rows = queries;
+      // The queries that see any of the keys: from a multiple of a tile on.
+      state.from = key0 > state.position ? (key0 - state.position) / kQueries * kQueries : 0;
+      const int end = (key0 + kRows < keys ? key0 + kRows : keys) - 1 - state.position + p.window;
+      state.end = end < queries ? end : queries;
+    }
+    __syncthreads();
   }
-  __syncthreads();
+  const int tiles = (state.end - state.from + kQueries - 1) / kQueries;
 
   unsigned char *k_tile = shared + plan::kCtaStateBytes, *v_tile = k_tile + kRows * kD * 2,
                 *stages = v_tile + kRows * kE * 2;
   const int warp_row = warp_id() * kM * 16, key = key0 + warp_row, key_last = key + kM * 16 - 1;
+  const bool has_keys = key < static_cast<int>(state.sequence.keys);
   unsigned char *warp_keys = k_tile + warp_row * kD * 2, *warp_values = v_tile + warp_row * kE * 2;
 
 #pragma unroll 1
@@ -397,56 +394,67 @@ __global__ void __launch_bounds__(plan::backward_key_tiles(kD, kE).threads())
     [[maybe_unused]] Accumulator dv[kM][kSumValues ? kE / 8 : 1];
     clear(dk);
     clear(dv);
-    const auto load_queries = [&](int head, int i0, int stage) {
-      const int rows = queries - i0;
-      const int64_t row = state.sequence.query_row + i0;
-      unsigned char* to = stages + stage * kStageBytes;
-      copy_rows<kQueries, kD, kThreads>(to, p.q + row * p.q_rows.stride + head * p.q_rows.dim,
-                                        p.q_rows.stride, rows, p.q_rows.dim, p.q_rows.bytes);
-      copy_rows<kQueries, kE, kThreads>(to + kQueryBytes,
-                                        b.dout + row * p.o_rows.stride + head * p.o_rows.dim,
-                                        p.o_rows.stride, rows, p.o_rows.dim, b.dout_bytes);
-      // Zeros beyond the sequence: what they are multiplied with is zero too.
-      const int i = static_cast<int>(threadIdx.x) % kQueries;
-      const bool valid = i < rows, is_lse = static_cast<int>(threadIdx.x) < kQueries;
-      const float* source =
-          is_lse ? b.lse + (row + i) * p.heads + head : b.delta + head * b.delta_rows + row + i;
-      if (static_cast<int>(threadIdx.x) < 2 * kQueries) {
-        cp_async<4>(to + kQueryBytes + kDoutBytes + static_cast<int>(threadIdx.x) * 4,
-                    valid ? source : b.lse, valid);
-      }
-      cp_async_commit();
-    };
-
     // A zero head has no gradient of its own, and its scores no influence.
     const int steps = p.v[group].data == nullptr || tiles <= 0 ? 0 : p.per_group * tiles;
     if (steps > 0) {
-      copy_head_rows<kRows, kD, kThreads>(k_tile, p.k[group], s, key0, p.q_rows.dim, p.k_bytes);
+      copy_head_rows<kRows, kD, kThreads>(k_tile, p.k[group], state.sequence, key0, p.q_rows.dim,
+                                          p.k_bytes);
       if (want_keys) {
-        copy_head_rows<kRows, kE, kThreads>(v_tile, p.v[group], s, key0, p.o_rows.dim, p.v_bytes);
+        copy_head_rows<kRows, kE, kThreads>(v_tile, p.v[group], state.sequence, key0, p.o_rows.dim,
+                                            p.v_bytes);
       }
-      load_queries(group * p.per_group, from * kQueries, 0);
     }
-    int stage = 0, head = group * p.per_group, tile0 = from * kQueries;
+    // What a round needs is asked for in one place: with two stages one round ahead, so that the
+    // first round only loads.
+    int head = group * p.per_group, tile0 = state.from - kQueries;
+    const auto advance = [&state](int& h, int& t) {
+      t += kQueries;
+      if (t >= state.end) {
+        t = state.from;
+        ++h;
+      }
+    };
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      const bool is_last_tile = tile0 + kQueries >= end;
-      const int next_head = head + (is_last_tile ? 1 : 0);
-      const int next_tile0 = is_last_tile ? from * kQueries : tile0 + kQueries;
-      cp_async_wait<0>();
+    for (int step = 1 - kStages; step < steps; ++step) {
+      if constexpr (kStages == 2) cp_async_wait<0>();
       __syncthreads();
-      const unsigned char *q_tile = stages + stage * kStageBytes, *dout_tile = q_tile + kQueryBytes;
+      if constexpr (kStages == 1) advance(head, tile0);
+      if (step + kStages - 1 < steps) {
+        int next_head = head, next = tile0;
+        if constexpr (kStages == 2) advance(next_head, next);
+        const int rows = state.rows - next;
+        const int64_t row = state.sequence.query_row + next;
+        unsigned char* to = stages + (step + kStages - 1) % kStages * kStageBytes;
+        copy_rows<kQueries, kD, kThreads>(to,
+                                          p.q + row * p.q_rows.stride + next_head * p.q_rows.dim,
+                                          p.q_rows.stride, rows, p.q_rows.dim, p.q_rows.bytes);
+        copy_rows<kQueries, kE, kThreads>(to + kQueryBytes,
+                                          b.dout + row * p.o_rows.stride + next_head * p.o_rows.dim,
+                                          p.o_rows.stride, rows, p.o_rows.dim, b.dout_bytes);
+        // Zeros beyond the sequence: what they are multiplied with is zero too.
+        const int i = static_cast<int>(threadIdx.x) % kQueries;
+        const bool valid = i < rows, is_lse = static_cast<int>(threadIdx.x) < kQueries;
+        const float* source = is_lse ? b.lse + (row + i) * p.heads + next_head
+                                     : b.delta + next_head * b.delta_rows + row + i;
+        static_assert(kThreads == 2 * kQueries);
+        cp_async<4>(to + kQueryBytes + kDoutBytes + static_cast<int>(threadIdx.x) * 4,
+                    valid ? source : b.lse, valid);
+        cp_async_commit();
+      }
+      if constexpr (kStages == 1) {
+        cp_async_wait<0>();
+        __syncthreads();
+      }
+      const unsigned char* q_tile = stages + (step & (kStages - 1)) * kStageBytes;
+      const unsigned char* dout_tile = q_tile + kQueryBytes;
       const float* lse = reinterpret_cast<const float*>(dout_tile + kDoutBytes);
       const float* delta = lse + kQueries;
-      if constexpr (kStages == 2) {
-        if (step + 1 < steps) load_queries(next_head, next_tile0, stage ^ 1);
-        stage ^= 1;
-      }
 #pragma unroll 1
       for (int at = 0; at < kQueries; at += kStep) {
-        const int i0 = tile0 + at, query = offset + i0;
+        const int i0 = tile0 + at, query = state.position + i0;
         // Uniform over the warp: keys or queries beyond the sequence, or none that see each other.
-        if (key >= keys || i0 >= queries || key > query + kStep - 1 || key_last <= query - p.window)
+        if (step < 0 || !has_keys || i0 >= state.rows || key > query + kStep - 1 ||
+            key_last <= query - p.window)
           continue;
         [[maybe_unused]] uint32_t dropped[kM];
         if constexpr (kDropout) {
@@ -500,21 +508,17 @@ __global__ void __launch_bounds__(plan::backward_key_tiles(kD, kE).threads())
           if (want_keys) multiply_columns<kD>(dk, ds, q_tile + at * kD * 2);
         }
       }
-      if constexpr (kStages == 1) {
-        __syncthreads();
-        if (step + 1 < steps) load_queries(next_head, next_tile0, 0);
-      }
-      head = next_head;
-      tile0 = next_tile0;
+      if constexpr (kStages == 2) advance(head, tile0);
     }
-    if (key < keys) {
+    if (has_keys) {
+      const int rows = static_cast<int>(state.sequence.keys) - key;
       const int64_t row = stream_row(state.sequence, key / kKeyTile * kKeyTile) + key % kKeyTile;
       if constexpr (kSumKeys) {
-        store_key_sums<kD>(dk, p.scale, params.dk[group], row, keys - key, p.q_rows.dim, warp_keys);
+        store_key_sums<kD>(dk, p.scale, params.dk[group], row, rows, warp_keys);
       }
       if constexpr (kSumValues) {
-        store_key_sums<kE>(dv, kDropout ? p.dropout.scale : 1.0f, params.dv[group], row, keys - key,
-                           p.o_rows.dim, warp_values);
+        store_key_sums<kE>(dv, kDropout ? p.dropout.scale : 1.0f, params.dv[group], row, rows,
+                           warp_values);
       }
     }
     __syncthreads();  // the next head reuses the tiles, and may add to what was written
@@ -534,6 +538,7 @@ KeyTarget key_target(const KvHeadGrad& grad, const plan::GradientTarget (&target
     bytes = own < bytes ? own : bytes;
   }
   to.stride = grad.row_stride;
+  to.dim = static_cast<int>(dim);
   to.is_float = grad.is_accumulate_dtype;
   to.is_mean = grad.second != nullptr;
   to.bytes = static_cast<uint8_t>(bytes);

@@ -13,12 +13,12 @@
 //              gradient address, in order
 // Bytes        read q, o, dout, lse, K, V twice and what is added to; written dq, delta and every
 //              gradient address
-// FLOPs        2 (5 D + 4 E) - 2 (2 D + 2 E) per visible (query, key) pair and head: scores and
-//              dout V^T are computed in both kernels; none where the V head is zero
+// FLOPs        2 (3 D + 2 E) per visible (query, key) pair and head, and 2 (D + E) that both kernels
+//              compute; none where the V head is zero
 // Precision    float32 FMA, no TF32; expf; dK and dV of a head are summed over all its queries
 //              before they are stored
 // Determinism  one block per tile of a gradient address, fixed order, no atomics
-// Limits       as forward; up to 222 KB of shared memory for widths of 129 to 256
+// Limits       as forward, with up to 142,336 bytes of shared memory (D = E = 256)
 // Source       Dao et al. (arXiv 2205.14135), algorithm 4; mean heads: both sources receive half
 #include "kernels/cuda/attention_float32.cuh"
 #include "kernels/cuda/error.h"
@@ -74,9 +74,12 @@ void set_targets(const AttentionBackwardArgs& b, BackwardParams& p) {
   }
 }
 
+/// Blocks that share a multiprocessor: up to 64 columns shared memory has room for three.
+template <int V>
+inline constexpr int kBlocks = V <= 2 ? 3 : 1;
+
 // dq: rows are queries, columns are keys.
 
-inline constexpr int kColumns = kKeys / kThreadColumns;
 inline constexpr int kKeyPitch = weight_pitch(kKeys);
 
 size_t query_shared_bytes(int rows, int d, int e) {
@@ -87,10 +90,10 @@ size_t query_shared_bytes(int rows, int d, int e) {
 }
 
 template <int R, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<V>)
     attention_backward_float32_query_kernel(const __grid_constant__ BackwardParams p) {
   DYN_SMEM(shared);
-  constexpr int kQueries = R * kThreadRows, C = kColumns;
+  constexpr int kQueries = R * kThreadRows, C = kKeys / kThreadColumns;
   const Call& call = p.call;
   const int block = static_cast<int>(blockIdx.x), h = block / p.tiles % call.heads;
   const AttentionSequence s = call.sequences[block / p.tiles / call.heads];
@@ -204,7 +207,7 @@ size_t key_shared_bytes(int rows, int d, int e) {
          sizeof(float) * static_cast<size_t>(rows * kQueryPitch + 2 * kTileQueries);
 }
 
-/// A row of keys or values as one block of the second kernel holds it.
+/// What a block of the second kernel has in shared memory.
 struct KeyTiles {
   float4 *k, *v, *q, *dout;
   float *weights, *lse, *delta;
@@ -296,7 +299,7 @@ __device__ __forceinline__ void store_gradient(const Target& to, int64_t row, in
 }
 
 template <int R, int V>
-__global__ void __launch_bounds__(kThreads, V <= 2 ? 3 : 1)
+__global__ void __launch_bounds__(kThreads, kBlocks<V>)
     attention_backward_float32_key_kernel(const __grid_constant__ BackwardParams p) {
   DYN_SMEM(shared);
   constexpr int kRows = R * kThreadRows;
@@ -381,6 +384,7 @@ Kernels choose_kernels(int d, int e) {
 
 void attention_backward(const AttentionBackwardArgs& args, Stream stream) {
   const AttentionForwardArgs& forward = args.forward;
+  if (plan::longest_key_tiles(forward, 1) == 0) return;
   BackwardParams p{};
   p.call = make_call(forward);
   const int d = p.call.qk_dim, e = p.call.v_dim;
@@ -399,7 +403,7 @@ void attention_backward(const AttentionBackwardArgs& args, Stream stream) {
            query_shared_bytes(k.query_rows, d, e), stream, p);
   }
   p.tiles = static_cast<int>(plan::longest_key_tiles(forward, k.key_rows));
-  if (p.tiles > 0 && p.units > 0) {
+  if (p.units > 0) {
     launch(k.key, grid(p.tiles, p.units, forward.sequence_count), dim3(kThreads),
            key_shared_bytes(k.key_rows, d, e), stream, p);
   }

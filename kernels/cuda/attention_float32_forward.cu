@@ -28,8 +28,8 @@ namespace attention_float32 {
 namespace {
 
 inline constexpr int kQueries = 64;
-inline constexpr int R = kQueries / kThreadRows;
-inline constexpr int C = kKeys / kThreadColumns;
+inline constexpr int kRows = kQueries / kThreadRows;
+inline constexpr int kColumns = kKeys / kThreadColumns;
 inline constexpr int kPitch = weight_pitch(kKeys);
 
 struct ForwardParams {
@@ -44,23 +44,23 @@ size_t shared_bytes(int d, int e) {
 }
 
 struct RowState {
-  float maximum[R], total[R];
+  float maximum[kRows], total[kRows];
 };
 
 /// Scores become probabilities relative to the rows' new maxima, sums so far are rescaled.
 template <int V>
-__device__ __forceinline__ void online_softmax(float (&scores)[R][C], RowState& state,
-                                               float4 (&sums)[R][V]) {
+__device__ __forceinline__ void online_softmax(float (&scores)[kRows][kColumns], RowState& state,
+                                               float4 (&sums)[kRows][V]) {
 #pragma unroll
-  for (int i = 0; i < R; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     float maximum = scores[i][0];
 #pragma unroll
-    for (int j = 1; j < C; ++j) maximum = fmaxf(maximum, scores[i][j]);
+    for (int j = 1; j < kColumns; ++j) maximum = fmaxf(maximum, scores[i][j]);
     maximum = fmaxf(state.maximum[i], row_max(maximum));
     const float reference = maximum == -INFINITY ? 0.0f : maximum;
     float total = 0;
 #pragma unroll
-    for (int j = 0; j < C; ++j) {
+    for (int j = 0; j < kColumns; ++j) {
       scores[i][j] = expf(scores[i][j] - reference);
       total += scores[i][j];
     }
@@ -105,11 +105,11 @@ __global__ void __launch_bounds__(kThreads)
                       queries, call.qk_dim, call.aligned_q);
   RowState state;
 #pragma unroll
-  for (int i = 0; i < R; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     state.maximum[i] = -INFINITY;
     state.total[i] = 0;
   }
-  float4 sums[R][V];
+  float4 sums[kRows][V];
   clear(sums);
 
   for (int tile = max(0, first - call.window + 1) / kKeys * kKeys; tile < end; tile += kKeys) {
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads)
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
-    float scores[R][C];
+    float scores[kRows][kColumns];
     multiply_rows(q, kv, d_pitch, d_columns, scores);
     __syncthreads();
     if (head.v != nullptr) {
@@ -128,9 +128,9 @@ __global__ void __launch_bounds__(kThreads)
 
     const bool partial = tile + kKeys - 1 > first || end - 1 - tile >= call.window;
 #pragma unroll
-    for (int i = 0; i < R; ++i) {
+    for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-      for (int j = 0; j < C; ++j) {
+      for (int j = 0; j < kColumns; ++j) {
         scores[i][j] *= call.scale;
         if (!partial) continue;
         const int distance = first + y + i * kThreadRows - (tile + x + j * kThreadColumns);
@@ -141,20 +141,20 @@ __global__ void __launch_bounds__(kThreads)
     if (head.v == nullptr) continue;
 
     if (dropout) {
-      const uint32_t kept =
-          kept_keys_in_columns<R, C>(call, philox_key, h, s.dropout_sequence, first, tile);
+      const uint32_t kept = kept_keys_in_columns<kRows, kColumns>(call, philox_key, h,
+                                                                  s.dropout_sequence, first, tile);
 #pragma unroll
-      for (int i = 0; i < R; ++i) {
+      for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-        for (int j = 0; j < C; ++j) {
-          scores[i][j] *= kept >> (i * C + j) & 1u ? call.dropout.kept : 0.0f;
+        for (int j = 0; j < kColumns; ++j) {
+          scores[i][j] *= kept >> (i * kColumns + j) & 1u ? call.dropout.kept : 0.0f;
         }
       }
     }
 #pragma unroll
-    for (int i = 0; i < R; ++i) {
+    for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-      for (int j = 0; j < C; ++j) {
+      for (int j = 0; j < kColumns; ++j) {
         weights[(y + i * kThreadRows) * kPitch + x + j * kThreadColumns] = scores[i][j];
       }
     }
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 
 #pragma unroll
-  for (int i = 0; i < R; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     const float total = state.total[i];
 #pragma unroll
     for (int v = 0; v < V; ++v) {

@@ -132,7 +132,7 @@ __device__ __forceinline__ void online_softmax(Accumulator (&scores)[kM][kN],
 }
 
 template <int kD, int kE, bool kDropout>
-__global__ void __launch_bounds__(plan::forward_tiles(kD, kE).threads())
+__global__ void __launch_bounds__(plan::forward_tiles(kD, kE).threads(), plan::ctas_per_sm(kD, kE))
     attention_forward_tiles_kernel(const __grid_constant__ ForwardParams params) {
   constexpr plan::AttentionTiles kTiles = plan::forward_tiles(kD, kE);
   constexpr int kThreads = kTiles.threads(), kRows = kTiles.rows(), kM = kTiles.row_tiles;
@@ -141,41 +141,18 @@ __global__ void __launch_bounds__(plan::forward_tiles(kD, kE).threads())
   DYN_SMEM(shared);
   const CommonParams& p = params.common;
 
-  const int head = static_cast<int>(blockIdx.x) % p.heads, group = head / p.per_group;
-  const AttentionSequence s = p.sequences[static_cast<int>(blockIdx.x) / p.heads];
-  const int queries = static_cast<int>(s.queries);
-  const int tile = (queries + kRows - 1) / kRows - 1 - static_cast<int>(blockIdx.y);
-  if (tile < 0) return;
-  const int tile_first = tile * kRows, left = queries - tile_first;
-  const int rows = left < kRows ? left : kRows;
-  const int position = static_cast<int>(s.keys) - queries + tile_first;
-  const int64_t row = s.query_row + tile_first;
   CtaState& state = *reinterpret_cast<CtaState*>(shared);
-  if (threadIdx.x == 0) {
-    state = {s, p.k[group], p.v[group], kDropout ? p.dropout.source.philox_key() : 0};
-  }
-  __syncthreads();
+  if (!begin_query_tile<kRows, kDropout>(p, state)) return;
+  const int head = static_cast<int>(blockIdx.x) % p.heads;
   const bool has_value = state.v.data != nullptr;
 
   unsigned char *q_tile = shared + plan::kCtaStateBytes, *stages = q_tile + kRows * kD * 2;
-  const auto load_keys = [&](int key0, int stage) {
-    unsigned char* k_tile = stages + stage * (kKeyBytes + kValueBytes);
-    copy_head_rows<kKeyTile, kD, kThreads>(k_tile, state.k, state.sequence, key0, p.q_rows.dim,
-                                           p.k_bytes);
-    if (has_value) {
-      copy_head_rows<kKeyTile, kE, kThreads>(k_tile + kKeyBytes, state.v, state.sequence, key0,
-                                             p.o_rows.dim, p.v_bytes);
-    }
-    cp_async_commit();
-  };
+  copy_rows<kRows, kD, kThreads>(q_tile, p.q + state.row * p.q_rows.stride + head * p.q_rows.dim,
+                                 p.q_rows.stride, state.rows, p.q_rows.dim, p.q_rows.bytes);
 
-  const int from = position < p.window ? 0 : (position - p.window + 1) / kKeyTile * kKeyTile;
-  const int to = position + rows;
-  copy_rows<kRows, kD, kThreads>(q_tile, p.q + row * p.q_rows.stride + head * p.q_rows.dim,
-                                 p.q_rows.stride, rows, p.q_rows.dim, p.q_rows.bytes);
-  load_keys(from, 0);
-
-  const int warp_row = warp_id() * kM * 16, first = position + warp_row, last = first + kM * 16 - 1;
+  const int warp_row = warp_id() * kM * 16, first = state.position + warp_row;
+  const int last = first + kM * 16 - 1;
+  const bool has_rows = warp_row < state.rows;
   unsigned char* warp_rows = q_tile + warp_row * kD * 2;
   std::conditional_t<(kD <= 64), LeftRows<kM, kD>, LeftRowsInShared<kM, kD>> q;
   RowState<kM, kE> row_state;
@@ -186,17 +163,28 @@ __global__ void __launch_bounds__(plan::forward_tiles(kD, kE).threads())
     row_state.sum[m][0] = row_state.sum[m][1] = 0;
   }
 
-  int stage = 0;
-  for (int key0 = from; key0 < to; key0 += kKeyTile) {
+  // The first round only loads: what a tile needs is asked for in one place, one round ahead.
+  int stage = 1;
+#pragma unroll 1
+  for (int key0 = state.from - kKeyTile; key0 < state.end; key0 += kKeyTile) {
     cp_async_wait<0>();
     __syncthreads();
-    if (key0 == from) q.load(warp_rows);
+    if (key0 == state.from) q.load(warp_rows);
     const unsigned char* k_tile = stages + stage * (kKeyBytes + kValueBytes);
-    if (key0 + kKeyTile < to) load_keys(key0 + kKeyTile, stage ^ 1);
     stage ^= 1;
-
+    if (const int next = key0 + kKeyTile; next < state.end) {
+      unsigned char* to_tile = stages + stage * (kKeyBytes + kValueBytes);
+      copy_head_rows<kKeyTile, kD, kThreads>(to_tile, state.k, state.sequence, next, p.q_rows.dim,
+                                             p.k_bytes);
+      if (has_value) {
+        copy_head_rows<kKeyTile, kE, kThreads>(to_tile + kKeyBytes, state.v, state.sequence, next,
+                                               p.o_rows.dim, p.v_bytes);
+      }
+      cp_async_commit();
+    }
     // Uniform over the warp: rows beyond the sequence, tiles that all of its rows do not see.
-    if (warp_row >= rows || key0 > last || key0 + kKeyTile - 1 <= first - p.window) continue;
+    if (key0 < state.from || !has_rows || key0 > last || key0 + kKeyTile - 1 <= first - p.window)
+      continue;
     [[maybe_unused]] uint32_t dropped[kM];
     if constexpr (kDropout) {
 #pragma unroll
@@ -229,7 +217,9 @@ __global__ void __launch_bounds__(plan::forward_tiles(kD, kE).threads())
   }
   static_assert(kStages == 2);
 
-  if (warp_row >= rows) return;
+  if (!has_rows) return;
+  const int64_t row = state.row + warp_row;
+  const int rows = state.rows - warp_row;
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -243,7 +233,7 @@ __global__ void __launch_bounds__(plan::forward_tiles(kD, kE).threads())
         row_state.o[m][e].x[2 * half] *= factor;
         row_state.o[m][e].x[2 * half + 1] *= factor;
       }
-      const int r = warp_row + m * 16 + half * 8 + lane_id() / 4;
+      const int r = m * 16 + half * 8 + lane_id() / 4;
       if (params.lse != nullptr && lane_id() % 4 == 0 && r < rows) {
         params.lse[(row + r) * p.heads + head] =
             row_state.maximum[m][half] * p.scale_log2 * kLn2 + logf(sum);
@@ -252,9 +242,8 @@ __global__ void __launch_bounds__(plan::forward_tiles(kD, kE).threads())
   }
   stage_rows<kE>(warp_rows, row_state.o);
   __syncwarp();
-  store_rows<kM * 16, kE>(warp_rows,
-                          params.o + (row + warp_row) * p.o_rows.stride + head * p.o_rows.dim,
-                          p.o_rows.stride, rows - warp_row, p.o_rows.dim, p.o_rows.bytes);
+  store_rows<kM * 16, kE>(warp_rows, params.o + row * p.o_rows.stride + head * p.o_rows.dim,
+                          p.o_rows.stride, rows, p.o_rows.dim, p.o_rows.bytes);
 }
 
 template <int kD, int kE>

@@ -70,8 +70,8 @@ void launch_add(const AddArgs& a, Stream stream) {
 template <class X, class Y>
 void add_typed(const AddArgs& a, Stream stream) {
   if (a.rows == 0 || a.cols == 0) return;
-  // As wide as 16 bytes of the narrower side.
-  constexpr int kWidest = 16 / static_cast<int>(sizeof(X) < sizeof(Y) ? sizeof(X) : sizeof(Y));
+  // 16 bytes of the wider side: two accesses for one run would each use half of their sectors.
+  constexpr int kWidest = 16 / static_cast<int>(sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y));
   const auto fits = [&](int width) {
     const auto side = [&](const void* data, int64_t size, int64_t stride) {
       const int64_t bytes = width * size < 16 ? width * size : 16;
@@ -174,8 +174,8 @@ void column_sum(const ColumnSumArgs& a, Stream stream) {
 struct DropoutParams {
   const void* x;
   void* y;
-  unsigned runs, runs_per_row;
-  int64_t c, sequence_length;
+  unsigned runs, runs_per_row, sequence_length;
+  int64_t c;
   DropoutArgs draw;
   uint32_t threshold;
   float factor;
@@ -186,12 +186,12 @@ __global__ void __launch_bounds__(kThreads)
     dropout_forward_runs_kernel(const __grid_constant__ DropoutParams p) {
   const unsigned run = blockIdx.x * kThreads + threadIdx.x;
   if (run >= p.runs) return;
-  const int64_t row = run / p.runs_per_row, column = int64_t{run % p.runs_per_row} * kWidth;
+  const unsigned number = run / p.runs_per_row;  // of the row; 32 bits, for the divisions
+  const int64_t row = number, column = int64_t{run % p.runs_per_row} * kWidth;
   const uint64_t key = p.draw.philox_key();
-  const uint32_t sequence =
-      p.draw.step_first_sequence() + static_cast<uint32_t>(row / p.sequence_length);
+  const uint32_t sequence = p.draw.step_first_sequence() + number / p.sequence_length;
   const int64_t groups = (p.c + 3) / 4;
-  const auto first = static_cast<uint64_t>(row % p.sequence_length * groups + column / 4);
+  const auto first = static_cast<uint64_t>(number % p.sequence_length * groups + column / 4);
   Pack<T, kWidth> v = load_pack<T, kWidth>(static_cast<const T*>(p.x) + row * p.c + column);
 #pragma unroll
   for (int g = 0; g < (kWidth + 3) / 4; ++g) {
@@ -200,7 +200,10 @@ __global__ void __launch_bounds__(kThreads)
         philox(key, {static_cast<uint32_t>(e), static_cast<uint32_t>(e >> 32), sequence, 0});
     if constexpr (kWidth == 1) {
       const int64_t which = column % 4;
-      const uint32_t bits = which == 0 ? words[0] : which == 1 ? words[1] : which == 2 ? words[2] : words[3];
+      const uint32_t bits = which == 0   ? words[0]
+                            : which == 1 ? words[1]
+                            : which == 2 ? words[2]
+                                         : words[3];
       v.x[0] = bits >> 8 < p.threshold ? 0.0f : v.x[0] * p.factor;
     } else {
 #pragma unroll
@@ -232,7 +235,8 @@ void dropout(const DropoutArgs& a, Stream stream) {
   p.x = a.x;
   p.y = a.y;
   p.c = a.c;
-  p.sequence_length = a.sequence_length;
+  // Beyond the number of rows, which are fewer than 2^32, it makes no difference.
+  p.sequence_length = static_cast<unsigned>(a.sequence_length < a.n ? a.sequence_length : a.n);
   p.draw = a;
   p.threshold = floor + (static_cast<double>(floor) < scaled ? 1u : 0u);
   p.factor = static_cast<float>(1.0 / (1.0 - a.rate));

@@ -220,7 +220,8 @@ class Library {
   void tune(const std::vector<GemmProblem>& problems, const std::string& cache_file, Stream stream,
             bool emulated) {
     const std::lock_guard lock(mutex_);
-    GemmCache cache = GemmCache::read(cache_file);
+    GemmCache cache;
+    if (!cache_file.empty()) cache = GemmCache::read(cache_file);
     bool changed = false;
     for (const GemmProblem& one : problems) {
       if (one.args.m <= 0 || one.args.n <= 0 || one.args.k <= 0) continue;
@@ -243,7 +244,7 @@ class Library {
       changed = true;
     }
     plans_.clear();
-    if (!changed) return;
+    if (!changed || cache_file.empty()) return;
     // Another process may have added to the file meanwhile.
     cache.merge(GemmCache::read(cache_file));
     cache.write(cache_file);
@@ -302,7 +303,9 @@ class Library {
     Plan& plan = plans_[problem.words(bias != nullptr)];
     if (plan.descriptors != nullptr) return plan;
     auto descriptors = std::make_unique<Descriptors>(problem, bias);
-    const auto pinned = pinned_.find(key_of(problem, bias != nullptr).text());
+    auto pinned = pinned_.find(key_of(problem, bias != nullptr).text());
+    // A bias costs next to nothing: what is the fastest without it will do.
+    if (pinned == pinned_.end()) pinned = pinned_.find(key_of(problem, false).text());
     if (pinned != pinned_.end() && descriptors->accepts(handle_, from_words(pinned->second))) {
       plan.algorithm = from_words(pinned->second);
     } else {

@@ -3,8 +3,8 @@
 // Computes     head_split: the merged projection taken apart by heads into their destinations, normalised (qk_norm) and rotated
 //              (rope) on the way; backward: the gradients of all heads back into one merged row.
 // Shapes       merged (N, W); heads of D columns; angle tables (P, R/2).
-// Layout       routes travel with the launch. 16-byte accesses where every pointer, stride and width allows, else 4 bytes or
-//              single elements.
+// Layout       routes travel with the launch. Runs of four elements where every pointer, stride and width allows, else of two
+//              or one: 16 bytes of float32, of the angles and of wide gradients, 8 of bfloat16.
 // Saved        nothing; backward with qk_norm reads the merged row again.
 // Work         a few lanes per (row, head), each on runs of columns; with half-split rope a lane holds both partners of its
 //              pairs. qk_norm's weight gradient: a block per (head, chunk of rows), the chunks then added in order.
@@ -283,7 +283,8 @@ __global__ void __launch_bounds__(kThreads)
   const Route& route = p.routes[blockIdx.x];
   if (route.norm_weight == nullptr) return;
   constexpr int kWarps = kThreads / kWarp;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp,
+            warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t begin = int64_t{blockIdx.y} * params.rows_per_chunk;
   const int64_t end =
       begin + params.rows_per_chunk < params.n ? begin + params.rows_per_chunk : params.n;
@@ -295,8 +296,7 @@ __global__ void __launch_bounds__(kThreads)
     const T* x = static_cast<const T*>(p.merged) + i * p.width + route.column;
     float squares = 0;
     for (int j = lane; j < p.head_dim; j += kWarp) squares += load(x, j) * load(x, j);
-    const float rstd =
-        1.0f / sqrtf(warp_sum(squares) / static_cast<float>(p.head_dim) + p.eps);
+    const float rstd = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(p.head_dim) + p.eps);
     for (int k = lane; k < items; k += kWarp) {
       const Item item = item_at<1>(p, route.rotate, k);
       const Values<T, 1> d = load_item<T, 1>(p, route, item, i);
@@ -305,8 +305,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   __syncthreads();
-  float* to = params.partial +
-              (int64_t{blockIdx.y} * p.route_count + blockIdx.x) * p.head_dim;
+  float* to = params.partial + (int64_t{blockIdx.y} * p.route_count + blockIdx.x) * p.head_dim;
   for (int j = static_cast<int>(threadIdx.x); j < p.head_dim; j += kThreads) {
     float sum = 0;
     for (int w = 0; w < kWarps; ++w) sum += sums[w * p.head_dim + j];
@@ -324,9 +323,8 @@ struct NormWeightEndParams {
 
 __global__ void __launch_bounds__(kColumnSumColumns* kColumnSumSlices)
     head_split_backward_norm_end_kernel(const __grid_constant__ NormWeightEndParams p) {
-  add_column_sums(p.partial, p.head_dim, p.chunks * p.count, p.head_dim, p.to, [&p](int64_t m) {
-    return m / p.count * p.route_count + p.routes[m % p.count];
-  });
+  add_column_sums(p.partial, p.head_dim, p.chunks * p.count, p.head_dim, p.to,
+                  [&p](int64_t m) { return m / p.count * p.route_count + p.routes[m % p.count]; });
 }
 
 /// What forward and backward have in common.
@@ -366,26 +364,26 @@ bool divides(const HeadSplitParams& p, int width) {
   if (p.head_dim % width || rotary % width || (p.head_dim - p.rotary_dim) % width) return false;
   // Angles: rows of R/2 floats, runs of `width` (half-split) or half as many.
   const int angles = p.style == RopeStyle::kHalf ? width : width / 2;
-  return p.rotary_dim == 0 ||
-         (fits(p.cosines, p.rotary_dim / 2, 4, angles) && fits(p.sines, p.rotary_dim / 2, 4, angles));
+  return p.rotary_dim == 0 || (fits(p.cosines, p.rotary_dim / 2, 4, angles) &&
+                               fits(p.sines, p.rotary_dim / 2, 4, angles));
 }
 
 template <class T, int kWidth, int kLanes>
 void launch_lanes(const HeadSplitParams& p, bool backward, bool norm, Stream stream) {
   constexpr unsigned kHeads = kThreads / kLanes;
   const dim3 grid((p.heads + kHeads - 1) / kHeads);
-  const auto kernel = backward
-                          ? (norm ? head_split_backward_lanes_kernel<T, kWidth, kLanes, true>
-                                  : head_split_backward_lanes_kernel<T, kWidth, kLanes, false>)
-                          : (norm ? head_split_forward_lanes_kernel<T, kWidth, kLanes, true>
-                                  : head_split_forward_lanes_kernel<T, kWidth, kLanes, false>);
+  const auto kernel = backward ? (norm ? head_split_backward_lanes_kernel<T, kWidth, kLanes, true>
+                                       : head_split_backward_lanes_kernel<T, kWidth, kLanes, false>)
+                               : (norm ? head_split_forward_lanes_kernel<T, kWidth, kLanes, true>
+                                       : head_split_forward_lanes_kernel<T, kWidth, kLanes, false>);
   launch(kernel, grid, dim3(kThreads), 0, stream, p);
 }
 
 template <class T, int kWidth>
 void launch_width(const HeadSplitParams& p, bool backward, bool norm, Stream stream) {
-  // Lanes enough for the runs of a head, a power of two.
-  const int runs = (p.head_dim + kWidth - 1) / kWidth;
+  // Lanes enough for the items of a head that is rotated, a power of two; others may have twice as many.
+  const bool paired = p.style == RopeStyle::kHalf || kWidth == 1;
+  const int runs = (p.head_dim - (paired ? p.rotary_dim / 2 : 0) + kWidth - 1) / kWidth;
   if (runs <= 8) return launch_lanes<T, kWidth, 8>(p, backward, norm, stream);
   if (runs <= 16) return launch_lanes<T, kWidth, 16>(p, backward, norm, stream);
   launch_lanes<T, kWidth, 32>(p, backward, norm, stream);
@@ -393,7 +391,8 @@ void launch_width(const HeadSplitParams& p, bool backward, bool norm, Stream str
 
 template <class T>
 void launch_split(const HeadSplitParams& p, bool backward, Stream stream) {
-  constexpr int kSize = sizeof(T), kWidest = 16 / kSize;
+  // Not eight of bfloat16: eight angles are two accesses, each of which would use half of its sectors.
+  constexpr int kSize = sizeof(T), kWidest = 4;
   const auto all_fit = [&](int width) {
     if (!divides(p, width) || !fits(p.merged, p.width, kSize, width) ||
         !fits(p.dmerged, p.width, kSize, width)) {
@@ -422,8 +421,13 @@ void head_split_forward(const HeadSplitForwardArgs& a, Stream stream) {
   p.slots = a.slots;
   for (int64_t r = 0; r < a.route_count; ++r) {
     const HeadRoute& from = a.routes[r];
-    p.routes[r] = {from.data,   from.norm_weight, from.row_stride, static_cast<int32_t>(from.column),
-                   from.rotate, from.to_slots,    false};
+    p.routes[r] = {from.data,
+                   from.norm_weight,
+                   from.row_stride,
+                   static_cast<int32_t>(from.column),
+                   from.rotate,
+                   from.to_slots,
+                   false};
   }
   launch_split<T>(p, false, stream);
 }

@@ -4,12 +4,13 @@
 // Shapes       rows (N, C); weight, bias (C); mean, rstd (N).
 // Layout       contiguous rows; 16-byte accesses where pointers and C allow, else 4 bytes or single elements.
 // Saved        rstd, and mean for LayerNorm.
-// Work         a row belongs to one warp (C up to 1024 bfloat16, 512 float32) or to eight (C up to 8192, 4096) and stays in
-//              registers; longer rows are read again for every pass over them. Backward: a block takes a chunk of rows, each
+// Work         a row belongs to one warp (C up to 1024 bfloat16, 512 float32; in backward to two beyond half of that) or to
+//              eight (C up to 8192, 4096) and stays in registers; longer rows are read again for every pass over them.
+//              Backward: a block takes a chunk of rows, each
 //              thread keeps the sums of its columns, the chunks are added in order by a second kernel.
 // Bytes        forward reads NC (+ NC of delta) and the parameters, writes NC (+ NC of x) and the statistics; backward reads
-//              2 NC (+ NC of dresidual) and the statistics, writes NC; the partial sums, reduction_chunks(n) x 2 C (A), go
-//              both ways beside it.
+//              2 NC (+ NC of dresidual) and the statistics, writes NC; the partial sums, reduction_chunks(n) x C (A), 2 C with
+//              dbias, go both ways beside it.
 // FLOPs        forward RMSNorm 4 NC, LayerNorm 7 NC, + NC with delta; backward 10 and 13 NC.
 // Precision    float32; x is rounded to T before it is normalised; LayerNorm's variance is of differences from the mean.
 // Determinism  sums over a row: lanes, then warps, in one order; over rows: chunks fixed by N, added in order.
@@ -26,13 +27,15 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kThreads = 256;  // of a block: eight warps
 
-/// Sums of two values over the threads of a row: one warp, or all of the block. `scratch` (2 x 8) is used by the latter.
+/// Sums of two values over the threads of a row: one warp, or kRowWarps of the block's eight, all of which take part.
+/// `scratch` (2 x 8) is used by the latter.
 template <int kRowWarps>
 __device__ __forceinline__ float2 row_sums(float a, float b, float* scratch) {
   a = warp_sum(a);
   b = warp_sum(b);
   if constexpr (kRowWarps == 1) return make_float2(a, b);
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp % kRowWarps;
+  scratch += static_cast<int>(threadIdx.x) / (kWarp * kRowWarps) * 2 * kRowWarps;
   __syncthreads();  // the sums before these have been read
   if (threadIdx.x % kWarp == 0) {
     scratch[warp] = a;
@@ -157,6 +160,12 @@ struct NormBackwardParams {
   int64_t rows_per_chunk;
 };
 
+/// Floats from one element of a thread to its next in the block's sums: 32 neighbouring columns, which are kWidth elements of
+/// 32 / kWidth threads, have a bank each.
+constexpr int sums_stride(int width, int row_threads) {
+  return row_threads + (width > 1 ? 32 / width : 0);
+}
+
 /// Partial sums of a chunk: [chunk][dweight, dbias][C].
 template <class T, int kWidth, int kPacks, int kRowWarps>
 __global__ void __launch_bounds__(kThreads)
@@ -175,14 +184,13 @@ __global__ void __launch_bounds__(kThreads)
   const float width = static_cast<float>(p.c);
 
   float dweight[kPacks][kWidth] = {}, dbias[kPacks][kWidth] = {};
-  Pack<T, kWidth> weight[kPacks];
-#pragma unroll
-  for (int k = 0; k < kPacks; ++k) {
-    if (first + k * kStep < p.c) {
-      weight[k] = load_pack<T, kWidth>(static_cast<const T*>(p.weight) + first + k * kStep);
-    }
-  }
-  for (int64_t i = begin + group; i < end; i += kRows) {
+  // Read for every row, from the L1 cache: registers are for the row and its sums.
+  const auto weight = [&](int k) {
+    return load_pack<T, kWidth>(static_cast<const T*>(p.weight) + first + k * kStep);
+  };
+  for (int64_t base = begin; base < end; base += kRows) {
+    const bool valid = base + group < end;
+    const int64_t i = valid ? base + group : begin, columns = valid ? p.c : 0;
     const T* dy_row = static_cast<const T*>(p.dy) + i * p.c;
     const T* x_row = static_cast<const T*>(p.x) + i * p.c;
     const T* past_row = p.dresidual ? static_cast<const T*>(p.dresidual) + i * p.c : nullptr;
@@ -193,7 +201,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int64_t j = first + k * kStep;
-      if (j < p.c) {
+      if (j < columns) {
         dy[k] = load_pack<T, kWidth>(dy_row + j);
         x[k] = load_pack<T, kWidth>(x_row + j);
         if (past_row) past[k] = load_pack<T, kWidth>(past_row + j);
@@ -202,10 +210,11 @@ __global__ void __launch_bounds__(kThreads)
     float sum_g = 0, sum_gx = 0;
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
-      if (first + k * kStep < p.c) {
+      if (first + k * kStep < columns) {
+        const Pack<T, kWidth> w = weight(k);
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) {
-          const float normalised = (x[k].x[e] - mean) * rstd, g = dy[k].x[e] * weight[k].x[e];
+          const float normalised = (x[k].x[e] - mean) * rstd, g = dy[k].x[e] * w.x[e];
           x[k].x[e] = normalised;
           sum_g += g;
           sum_gx += g * normalised;
@@ -219,11 +228,12 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int64_t j = first + k * kStep;
-      if (j < p.c) {
+      if (j < columns) {
+        const Pack<T, kWidth> w = weight(k);
         Pack<T, kWidth> dx;
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) {
-          const float g = dy[k].x[e] * weight[k].x[e];
+          const float g = dy[k].x[e] * w.x[e];
           dx.x[e] = (past_row ? past[k].x[e] : 0.0f) + rstd * (g - mean_g - x[k].x[e] * mean_gx);
         }
         store_pack<T, kWidth>(dx_row + j, dx);
@@ -232,39 +242,27 @@ __global__ void __launch_bounds__(kThreads)
   }
   // The groups' sums, added in their order: [group][column] of one parameter at a time.
   float* partial = static_cast<float*>(p.workspace) + int64_t{blockIdx.x} * 2 * p.c;
-  if constexpr (kRows == 1) {
+  // Element e of pack k of a thread stands at (k kWidth + e) kStride + thread: neighbours in neighbouring banks, and
+  // neighbouring columns in different ones.
+  constexpr int kColumns = kPacks * kWidth * sums_stride(kWidth, kRowThreads);
+  constexpr int kStride = sums_stride(kWidth, kRowThreads);
+  for (int which = 0; which < (p.dbias ? 2 : 1); ++which) {
+    __syncthreads();
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
+#pragma unroll
       for (int e = 0; e < kWidth; ++e) {
-        const int64_t j = first + k * kStep + e;
-        if (j < p.c) {
-          partial[j] = dweight[k][e];
-          partial[p.c + j] = dbias[k][e];
-        }
+        scratch[group * kColumns + (k * kWidth + e) * kStride + thread] =
+            which == 0 ? dweight[k][e] : dbias[k][e];
       }
     }
-  } else {
-    // Element e of pack k of a thread stands at (k kWidth + e) kRowThreads + thread: neighbours in neighbouring banks.
-    constexpr int kColumns = kPacks * kWidth * kRowThreads;
-    for (int which = 0; which < 2; ++which) {
-      __syncthreads();
-#pragma unroll
-      for (int k = 0; k < kPacks; ++k) {
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e) {
-          scratch[group * kColumns + (k * kWidth + e) * kRowThreads + thread] =
-              which == 0 ? dweight[k][e] : dbias[k][e];
-        }
-      }
-      __syncthreads();
-      for (int at = static_cast<int>(threadIdx.x); at < kColumns; at += kThreads) {
-        const int k = at / (kWidth * kRowThreads), e = at / kRowThreads % kWidth;
-        const int64_t j = int64_t{at % kRowThreads} * kWidth + k * kStep + e;
-        if (j >= p.c) continue;
-        float sum = 0;
-        for (int g = 0; g < kRows; ++g) sum += scratch[g * kColumns + at];
-        partial[which * p.c + j] = sum;
-      }
+    __syncthreads();
+    for (int j = static_cast<int>(threadIdx.x); j < p.c; j += kThreads) {
+      const int run = j / kWidth, e = j % kWidth, k = run / kRowThreads, t = run % kRowThreads;
+      const int at = (k * kWidth + e) * kStride + t;
+      float sum = 0;
+      for (int g = 0; g < kRows; ++g) sum += scratch[g * kColumns + at];
+      partial[which * p.c + j] = sum;
     }
   }
 }
@@ -282,7 +280,10 @@ __global__ void __launch_bounds__(kThreads)
   const float width = static_cast<float>(p.c);
   const T* weight = static_cast<const T*>(p.weight);
   float* partial = static_cast<float*>(p.workspace) + int64_t{blockIdx.x} * 2 * p.c;
-  for (int64_t j = threadIdx.x; j < p.c; j += kThreads) partial[j] = partial[p.c + j] = 0;
+  for (int64_t j = threadIdx.x; j < p.c; j += kThreads) {
+    partial[j] = 0;
+    if (p.dbias) partial[p.c + j] = 0;
+  }
   for (int64_t i = begin; i < end; ++i) {
     const T* dy = static_cast<const T*>(p.dy) + i * p.c;
     const T* x = static_cast<const T*>(p.x) + i * p.c;
@@ -296,7 +297,7 @@ __global__ void __launch_bounds__(kThreads)
       sum_g += g;
       sum_gx += g * normalised;
       partial[j] += d * normalised;
-      partial[p.c + j] += d;
+      if (p.dbias) partial[p.c + j] += d;
     }
     const float2 sums = row_sums<kThreads / kWarp>(sum_g, sum_gx, scratch);
     const float mean_g = layer ? sums.x / width : 0.0f, mean_gx = sums.y / width;
@@ -345,8 +346,7 @@ template <class T>
 void norm_forward(const NormForwardArgs& a, Stream stream) {
   if (a.n == 0 || a.c == 0) return;
   constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
-  const int width =
-      vector_width<T>({a.residual, a.delta, a.x_out, a.weight, a.bias, a.y}, {a.c});
+  const int width = vector_width<T>({a.residual, a.delta, a.x_out, a.weight, a.bias, a.y}, {a.c});
   if (width == kWidest) return forward_width<T, kWidest>(a, stream);
   if (width >= 2) return forward_width<T, 2>(a, stream);
   forward_width<T, 1>(a, stream);
@@ -354,11 +354,10 @@ void norm_forward(const NormForwardArgs& a, Stream stream) {
 
 template <class T, int kWidth, int kPacks, int kRowWarps>
 void launch_backward(const NormBackwardParams& p, unsigned chunks, Stream stream) {
-  constexpr size_t kSums = kRowWarps == 1
-                               ? size_t{kThreads} * kPacks * kWidth * sizeof(float)
-                               : kScratchBytes;
+  constexpr size_t kSums = size_t{kThreads / kWarp / kRowWarps} * kPacks * kWidth *
+                           sums_stride(kWidth, kRowWarps * kWarp) * sizeof(float);
   launch(norm_backward_chunk_kernel<T, kWidth, kPacks, kRowWarps>, dim3(chunks), dim3(kThreads),
-         kSums, stream, p);
+         kSums > kScratchBytes ? kSums : kScratchBytes, stream, p);
 }
 
 template <class T, int kWidth>
@@ -366,7 +365,7 @@ void backward_width(const NormBackwardParams& p, unsigned chunks, Stream stream)
   const int64_t packs = (p.a.c + kWarp * kWidth - 1) / (kWarp * kWidth);
   if (packs <= 1) return launch_backward<T, kWidth, 1, 1>(p, chunks, stream);
   if (packs <= 2) return launch_backward<T, kWidth, 2, 1>(p, chunks, stream);
-  if (packs <= 4) return launch_backward<T, kWidth, 4, 1>(p, chunks, stream);
+  if (packs <= 4) return launch_backward<T, kWidth, 2, 2>(p, chunks, stream);
   if (packs <= 8) return launch_backward<T, kWidth, 1, 8>(p, chunks, stream);
   if (packs <= 16) return launch_backward<T, kWidth, 2, 8>(p, chunks, stream);
   if (packs <= 32) return launch_backward<T, kWidth, 4, 8>(p, chunks, stream);

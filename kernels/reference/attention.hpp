@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // attention in plain loops (include/heirloom/kernels/attention.h). T: float, bfloat16 (arithmetic
-// in float) or double. Serial, O(S) memory; every feature of the contract. The oracle of the other
-// kernels, and the float64 kernel.
+// in float) or double. P: what probabilities, their gradients and means of two heads are rounded to
+// before they are multiplied; T where products are those of tensor cores. Serial, O(S) memory; every
+// feature of the contract. The oracle of the other kernels, and the float64 kernel.
 #pragma once
 
 #include <cmath>
@@ -20,14 +21,15 @@ inline int64_t stream_row(const AttentionSequence& s, int64_t j) {
 }
 
 /// Element d of position j of a head; zero for a head of zeros.
-template <class T>
+template <class T, class P>
 compute_t<T> element(const KvHead& head, const AttentionSequence& s, int64_t j, int64_t d) {
   using C = compute_t<T>;
   if (head.data == nullptr) return 0;
   const int64_t at = stream_row(s, j) * head.row_stride + d;
   const C x = static_cast<C>(static_cast<const T*>(head.data)[at]);
   if (head.second == nullptr) return x;
-  return (x + static_cast<C>(static_cast<const T*>(head.second)[at])) / 2;
+  return static_cast<C>(
+      static_cast<P>((x + static_cast<C>(static_cast<const T*>(head.second)[at])) / 2));
 }
 
 /// 0 where dropped, else 1 / (1 - rate).
@@ -35,8 +37,9 @@ template <class C>
 C dropout_factor(const AttentionDropout& dropout, uint32_t sequence, int64_t head, int64_t i,
                  int64_t j) {
   if (dropout.rate == 0) return 1;
-  const auto words = philox(dropout.philox_key(), {static_cast<uint32_t>(j / 4), static_cast<uint32_t>(i),
-                                          static_cast<uint32_t>(head), sequence});
+  const auto words =
+      philox(dropout.philox_key(), {static_cast<uint32_t>(j / 4), static_cast<uint32_t>(i),
+                                    static_cast<uint32_t>(head), sequence});
   if (uniform_from_bits(words[static_cast<size_t>(j % 4)]) < dropout.rate) return 0;
   return static_cast<C>(1 / (1 - dropout.rate));
 }
@@ -52,7 +55,7 @@ compute_t<T> score(const AttentionForwardArgs& a, const AttentionSequence& s, co
   using C = compute_t<T>;
   C dot = 0;
   for (int64_t d = 0; d < a.qk_dim; ++d) {
-    dot += static_cast<C>(q[d]) * element<T>(a.k[group], s, j, d);
+    dot += static_cast<C>(q[d]) * element<T, C>(a.k[group], s, j, d);
   }
   return dot * static_cast<C>(a.scale);
 }
@@ -101,7 +104,7 @@ void store_gradient(const KvHeadGrad& grad, const AttentionSequence& s, int64_t 
 
 }  // namespace attention_detail
 
-template <class T>
+template <class T, class P = compute_t<T>>
 void attention_forward(const AttentionForwardArgs& a, Stream) {
   using C = compute_t<T>;
   namespace detail = attention_detail;
@@ -125,10 +128,11 @@ void attention_forward(const AttentionForwardArgs& a, Stream) {
         }
         sum.assign(sum.size(), C(0));
         for (int64_t j = first; j <= i; ++j) {
-          const C weight = p[static_cast<size_t>(j)] / total *
-                           detail::dropout_factor<C>(a.dropout, s.dropout_sequence, h, i, j);
+          const C weight = static_cast<C>(
+              static_cast<P>(p[static_cast<size_t>(j)] / total *
+                             detail::dropout_factor<C>(a.dropout, s.dropout_sequence, h, i, j)));
           for (int64_t e = 0; e < a.v_dim; ++e) {
-            sum[static_cast<size_t>(e)] += weight * detail::element<T>(a.v[group], s, j, e);
+            sum[static_cast<size_t>(e)] += weight * detail::element<T, P>(a.v[group], s, j, e);
           }
         }
         T* o = static_cast<T*>(a.o) + row * a.o_stride + h * a.v_dim;
@@ -139,7 +143,7 @@ void attention_forward(const AttentionForwardArgs& a, Stream) {
   }
 }
 
-template <class T>
+template <class T, class P = compute_t<T>>
 void attention_backward(const AttentionBackwardArgs& b, Stream) {
   using C = compute_t<T>;
   namespace detail = attention_detail;
@@ -166,15 +170,17 @@ void attention_backward(const AttentionBackwardArgs& b, Stream) {
           for (int64_t j = detail::first_visible(a, i); j <= i; ++j) {
             const C p = std::exp(detail::score<T>(a, s, q, group, j) - lse);
             const C keep = detail::dropout_factor<C>(a.dropout, s.dropout_sequence, h, i, j);
+            const C kept = static_cast<C>(static_cast<P>(p * keep));
             C dp = 0;
             for (int64_t e = 0; e < a.v_dim; ++e) {
-              dp += static_cast<C>(dout[e]) * detail::element<T>(a.v[group], s, j, e);
+              dp += static_cast<C>(dout[e]) * detail::element<T, P>(a.v[group], s, j, e);
               if (a.v[group].data == nullptr) continue;  // a constant: no gradient
-              dv[static_cast<size_t>(j * a.v_dim + e)] += p * keep * static_cast<C>(dout[e]);
+              dv[static_cast<size_t>(j * a.v_dim + e)] += kept * static_cast<C>(dout[e]);
             }
-            const C ds = p * (dp * keep - delta) * static_cast<C>(a.scale);
+            const C ds =
+                static_cast<C>(static_cast<P>(p * (dp * keep - delta) * static_cast<C>(a.scale)));
             for (int64_t d = 0; d < a.qk_dim; ++d) {
-              dq[static_cast<size_t>(d)] += ds * detail::element<T>(a.k[group], s, j, d);
+              dq[static_cast<size_t>(d)] += ds * detail::element<T, C>(a.k[group], s, j, d);
               dk[static_cast<size_t>(j * a.qk_dim + d)] += ds * static_cast<C>(q[d]);
             }
           }

@@ -8,6 +8,12 @@
 namespace heirloom {
 namespace {
 
+/// The meta device has no memory, but a bias is a bias.
+const void* address_of(const Tensor& bias) {
+  static const char meta_address = 0;
+  return bias.data() ? bias.data() : &meta_address;
+}
+
 void run_gemm(Context& context, Dtype dtype, GemmArgs args) {
   args.tf32 = context.tf32;
   if (context.gemms) context.gemms->push_back({args, dtype});
@@ -41,7 +47,7 @@ Tensor product(Context& context, const Tensor& x, const Tensor& weight, const Te
     args.a = x.data();
     args.b = weight.data();
     args.c = y.data();
-    args.bias = bias ? bias->data() : nullptr;
+    args.bias = bias ? address_of(*bias) : nullptr;
     args.m = n;
     args.n = out;
     args.k = in;

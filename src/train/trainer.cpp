@@ -181,7 +181,7 @@ class Run {
       throw_error<IoError>("[train] cannot create the run directory {}: {}", run.string(),
                            error.message());
     }
-    tune_gemms(device, plan.gemms, (run / "gemm_algorithms.json").string());
+    tune_gemms(device, plan.gemms, (run / "gemm_algorithms.txt").string());
     return device;
   }
 

@@ -205,7 +205,12 @@ TEST_F(Instrument, DivergentCollectivesAreDeadlocks) {
   launch(divergent_shuffle_kernel<false>, 1, 32, 0, kStream, out.get());
   EXPECT_FALSE(runs());
   EXPECT_THAT(emulator::last_failure(),
-              HasSubstr(line_of("ordering.cu", "divergent shuffle").substr(8)));
+              HasSubstr(line_of("ordering.cu", "divergent shuffle").substr(9)));
+  emulator::reset_runtime();
+  launch(divergent_barrier_kernel<false>, 1, 64, 0, kStream, out.get());
+  EXPECT_FALSE(runs());
+  EXPECT_THAT(emulator::last_failure(),
+              HasSubstr(line_of("ordering.cu", "divergent barrier").substr(9)));
 }
 
 TEST_F(Instrument, ReadPastTheEndIsOutOfBounds) {

@@ -30,18 +30,22 @@ TEST(Sectors, CountDistinctOnes) {
   expect(sectors(warp(4, [](unsigned l) { return 16 + 4 * l; })), 5, 4);
   // Overlapping halves count once.
   expect(sectors(warp(8, [](unsigned l) { return 4 * l; })), 5, 5);
-  expect(sectors(warp(4, [](unsigned l) { return 4 * l; }, 0xff)), 1, 1);
-  expect(sectors(warp(4, [](unsigned) { return 0; }, 0)), 0, 0);
+  expect(sectors(warp(
+             4, [](unsigned l) { return 4 * l; }, 0xff)),
+         1, 1);
+  expect(sectors(warp(
+             4, [](unsigned) { return 0; }, 0)),
+         0, 0);
 }
 
 TEST(Wavefronts, OneWordOfEachBankInOnePass) {
   expect(wavefronts(warp(4, [](unsigned l) { return 4 * l; })), 1, 1);
-  expect(wavefronts(warp(4, [](unsigned) { return 64; })), 1, 1);               // broadcast
-  expect(wavefronts(warp(4, [](unsigned l) { return 4 * (l / 8); })), 1, 1);    // multicast
-  expect(wavefronts(warp(4, [](unsigned l) { return 128 * l; })), 32, 1);       // one bank
-  expect(wavefronts(warp(4, [](unsigned l) { return 132 * l; })), 1, 1);        // padded
-  expect(wavefronts(warp(4, [](unsigned l) { return 8 * l; })), 2, 1);          // two words a bank
-  expect(wavefronts(warp(2, [](unsigned l) { return 2 * l; })), 1, 1);          // two lanes a word
+  expect(wavefronts(warp(4, [](unsigned) { return 64; })), 1, 1);             // broadcast
+  expect(wavefronts(warp(4, [](unsigned l) { return 4 * (l / 8); })), 1, 1);  // multicast
+  expect(wavefronts(warp(4, [](unsigned l) { return 128 * l; })), 32, 1);     // one bank
+  expect(wavefronts(warp(4, [](unsigned l) { return 132 * l; })), 1, 1);      // padded
+  expect(wavefronts(warp(4, [](unsigned l) { return 8 * l; })), 2, 1);        // two words a bank
+  expect(wavefronts(warp(2, [](unsigned l) { return 2 * l; })), 1, 1);        // two lanes a word
   expect(wavefronts(warp(2, [](unsigned l) { return 4 * l + 2; })), 1, 1);
 }
 
@@ -50,7 +54,9 @@ TEST(Wavefronts, WideAccessesGoByHalvesAndQuarters) {
   expect(wavefronts(warp(16, [](unsigned l) { return 16 * l; })), 4, 4);
   expect(wavefronts(warp(16, [](unsigned l) { return 32 * l; })), 8, 4);
   expect(wavefronts(warp(16, [](unsigned l) { return 128 * l; })), 32, 4);
-  expect(wavefronts(warp(16, [](unsigned l) { return 16 * l; }, 0xff)), 1, 1);
+  expect(wavefronts(warp(
+             16, [](unsigned l) { return 16 * l; }, 0xff)),
+         1, 1);
   // Rows of 128 bytes, swizzled: eight lanes, eight places.
   expect(wavefronts(warp(16, [](unsigned l) { return 128 * l + 16 * (l % 8); })), 4, 4);
 }
@@ -59,7 +65,9 @@ TEST(Wavefronts, MatricesAreReadOneByOne) {
   expect(matrix_wavefronts(warp(16, [](unsigned l) { return 16 * l; })), 4, 4);
   expect(matrix_wavefronts(warp(16, [](unsigned l) { return 128 * l; })), 32, 4);
   expect(matrix_wavefronts(warp(16, [](unsigned l) { return 144 * l; })), 4, 4);
-  expect(matrix_wavefronts(warp(16, [](unsigned l) { return 64 * l; }, 0xffff)), 8, 2);
+  expect(matrix_wavefronts(warp(
+             16, [](unsigned l) { return 64 * l; }, 0xffff)),
+         8, 2);
 }
 
 TEST(WarpRecorder, LanesThatRunOneAfterAnotherMeetByOccurrence) {

@@ -16,7 +16,7 @@
 #define DYN_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
 
 #else
-#include "emulator/ptx.h"
+#include <emulator/ptx.h>
 
 #define DYN_SMEM(name) unsigned char* const name = ::heirloom::emulator::dynamic_shared()
 

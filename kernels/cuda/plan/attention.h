@@ -61,6 +61,8 @@ struct AttentionTiles {
   constexpr int rows() const { return warps * row_tiles * 16; }
 };
 
+constexpr int ctas_per_sm(int qk, int v) { return qk > 128 || v > 128 ? 1 : 2; }
+
 /// Shared memory for what a CTA looks up once per tile.
 inline constexpr int kCtaStateBytes = 128;
 
@@ -100,8 +102,11 @@ constexpr AttentionTiles backward_key_tiles(int qk, int v) {
                    t.stages * 2 * 4 * kKeyTile;
   return t;
 }
-/// Queries of a stage that are multiplied at once: registers hold their scores beside the sums.
-constexpr int backward_key_step(int qk, int v) { return (qk > v ? qk : v) <= 64 ? 32 : 64; }
+/// Queries of a stage that are multiplied at once: registers hold their scores beside the sums, and
+/// with dropout its counters.
+constexpr int backward_key_step(int qk, int v, bool dropout) {
+  return ((qk > v ? qk : v) <= 64 ? 32 : 64) / (dropout ? 2 : 1);
+}
 
 /// Bytes of one copy: the largest of 16, 8, 4, 2 that divides address, row stride and row.
 int copy_bytes(const void* address, int64_t stride_bytes, int64_t row_bytes);

@@ -61,8 +61,7 @@ __global__ void unwritten_input_kernel(const float* in, float* out, int n) {
 /// Rows of 12 bytes' width in rows of 16: the last quarter is padding that moves along unread.
 __global__ inline void padded_rows_kernel(const float* in, float* out) {
   const uint4 row = load_16(in + 4 * threadIdx.x);
-  out[threadIdx.x] =
-      __uint_as_float(row.x) + __uint_as_float(row.y) + __uint_as_float(row.z);
+  out[threadIdx.x] = __uint_as_float(row.x) + __uint_as_float(row.y) + __uint_as_float(row.z);
 }
 
 __global__ inline void shared_overrun_kernel(float* out) {

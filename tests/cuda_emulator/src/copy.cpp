@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "emulator/runtime.h"
+#include "engine.h"
 #include "memory.h"
 #include "stream.h"
 
@@ -29,7 +30,9 @@ void require_memory(const void* data, size_t bytes, const char* what) {
 void copy_now(void* to, const void* from, size_t bytes) {
   require_memory(from, bytes, "copy, source");
   require_memory(to, bytes, "copy, destination");
-  if (runtime().sticky == cudaSuccess) std::memmove(to, from, bytes);
+  if (runtime().sticky != cudaSuccess) return;
+  std::memmove(to, from, bytes);
+  if (instrument && place_of(from) != Place::kDevice) instrument->memory_written(to, bytes);
 }
 
 cudaError_t check_copy(const void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
@@ -103,7 +106,9 @@ cudaError_t set_memory(void* data, int value, size_t bytes, cudaStream_t handle)
   }
   return submit(handle, make_operation("memset", 1000 + static_cast<double>(bytes) / 2000, [=] {
                   require_memory(data, bytes, "memset");
-                  if (runtime().sticky == cudaSuccess) std::memset(data, value, bytes);
+                  if (runtime().sticky != cudaSuccess) return;
+                  std::memset(data, value, bytes);
+                  if (instrument) instrument->memory_written(data, bytes);
                 }));
 }
 

@@ -2,7 +2,6 @@
 #include "engine.h"
 
 #include <link.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,43 +12,11 @@
 #include <numeric>
 #include <vector>
 
+#include "fiber.h"
+#include "shared_area.h"
+#include "site_text.h"
+#include "source_lines.h"
 #include "thread_index.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
-
-#if !defined(__x86_64__)
-#error "the emulator's fiber switch is written for x86-64"
-#endif
-
-// Saves what a function must preserve on the stack in use, that stack's pointer at *from, and goes
-// on where `to` was saved.
-extern "C" void heirloom_fiber_switch(void** from, void* to);
-asm(R"(
-.text
-.p2align 4
-.globl heirloom_fiber_switch
-.type heirloom_fiber_switch, @function
-heirloom_fiber_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size heirloom_fiber_switch, .-heirloom_fiber_switch
-)");
 
 namespace heirloom::emulator {
 
@@ -60,14 +27,6 @@ constinit __thread const void* acting_pc = nullptr;
 namespace {
 
 constexpr uint32_t kMaxThreads = 1024, kMaxWarps = kMaxThreads / 32;
-constexpr size_t kPage = 4096;
-constexpr size_t kStackBytes = 256
-                               << 10;  // sanitized frames are large; untouched pages cost nothing
-constexpr size_t kMaxSharedBytes = 227 << 10;
-constexpr size_t kSharedArea = 232 << 10;  // whole pages between two guards; blocks end at its end
-constexpr size_t kSharedAlignment = 128;
-constexpr unsigned char kPoison = 0xff, kCanary = 0xa5;
-
 constexpr const char* kMeetingNames[] = {"__syncwarp",          "a shuffle", "a vote",
                                          "a __reduce_*_sync()", "ldmatrix",  "mma"};
 
@@ -88,48 +47,6 @@ std::atomic<uint64_t>& global_seed() {
 }
 std::atomic<uint64_t> seeds_set{0};
 
-std::string file_line(const Site& site) {
-  const char* file = site.where.file_name();
-  if (const char* slash = std::strrchr(file, '/')) file = slash + 1;
-  return std::string(file) + ":" + std::to_string(site.where.line());
-}
-bool same_line(const Site& a, const Site& b) {
-  // Lines that the compiler has compared for us.
-  static_assert(sizeof(std::source_location) == sizeof(void*));
-  if (std::bit_cast<const void*>(a.where) == std::bit_cast<const void*>(b.where)) return true;
-  return a.where.line() == b.where.line() && a.where.column() == b.where.column() &&
-         std::strcmp(a.where.file_name(), b.where.file_name()) == 0;
-}
-
-/// "lanes 0-15,20".
-std::string lane_list(uint32_t mask) {
-  std::string text = std::popcount(mask) == 1 ? "lane " : "lanes ";
-  for (int lane = 0; lane < 32; ++lane) {
-    if (!(mask >> lane & 1)) continue;
-    const int first = lane;
-    while (lane < 31 && (mask >> (lane + 1) & 1)) ++lane;
-    if (!text.ends_with(' ')) text += ',';
-    text += std::to_string(first);
-    if (lane > first) text += '-' + std::to_string(lane);
-  }
-  return text;
-}
-
-/// Texts of errors are built in variables of their own and moved into fail(), which does not come
-/// back: temporaries would never be freed.
-template <class... Parts>
-std::string join(const Parts&... parts) {
-  std::string text;
-  ((text += parts), ...);
-  return text;
-}
-
-struct Fiber {
-  void* sp = nullptr;
-  unsigned char* stack = nullptr;  // lowest usable byte
-  void* fake_stack = nullptr;      // AddressSanitizer's
-};
-
 // Lanes that wait for the rest of a mask.
 struct Group {
   uint32_t mask, arrived;
@@ -147,20 +64,7 @@ struct Warp {
 
 class Engine {
  public:
-  Engine() {
-    void* stacks = mmap(nullptr, kMaxThreads * kStackBytes, PROT_NONE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    void* shared =
-        mmap(nullptr, kSharedArea + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (stacks == MAP_FAILED || shared == MAP_FAILED) {
-      throw KernelError("[emulator] expected memory for stacks; got none");
-    }
-    stacks_ = static_cast<unsigned char*>(stacks);
-    shared_pages_ = static_cast<unsigned char*>(shared) + kPage;
-    mprotect(shared_pages_, kSharedArea, PROT_READ | PROT_WRITE);
-    fibers_.reserve(kMaxThreads);
-    free_.reserve(kMaxThreads);
-    index_of_thread_ = thread_index();
+  Engine() : fibers_(kMaxThreads, &Engine::enter), index_of_thread_(thread_index()) {
     find_static_shared();
   }
 
@@ -170,7 +74,7 @@ class Engine {
     const uint64_t threads = uint64_t{config.block.x} * config.block.y * config.block.z;
     const uint64_t blocks = uint64_t{config.grid.x} * config.grid.y * config.grid.z;
     if (threads == 0 || threads > kMaxThreads || blocks == 0 ||
-        config.shared_bytes > kMaxSharedBytes) {
+        config.shared_bytes > SharedArea::kMostBytes) {
       throw KernelError("[emulator] impossible launch of " + kernel.name);
     }
     ++launches_;
@@ -185,9 +89,7 @@ class Engine {
     threads_ = static_cast<uint32_t>(threads);
     warps_ = (threads_ + 31) / 32;
     number_threads();
-    unsigned char* end = shared_pages_ + kSharedArea;
-    shared_ =
-        end - (config.shared_bytes + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
+    shared_.resize(config.shared_bytes);
     set_dimensions({config.block.x, config.block.y, config.block.z},
                    {config.grid.x, config.grid.y, config.grid.z});
     struct Running {
@@ -268,47 +170,47 @@ class Engine {
     return barrier_sum_of_last_;
   }
 
-  std::vector<uint32_t> living_threads() const {
-    std::vector<uint32_t> living;
-    for (uint32_t t = 0; t < threads_; ++t) {
-      if (!(warp_[t / 32].exited >> (t % 32) & 1)) living.push_back(t);
-    }
-    return living;
-  }
-
   [[noreturn]] void stop(std::string what, const void* pc, const Site* site) {
     error_ = location();
     error_ += what;
     std::string().swap(what);
     error_pc_ = acting_pc ? acting_pc : pc;
     if (site) error_line_ = file_line(*site);
-    leave_for_good(host_);
-    std::abort();
+    fibers_.leave_for_host();
   }
 
+  std::string block_name() const {
+    std::string text = "kernel ";
+    text += kernel_.name;
+    text += ", block ";
+    text += triple(block_, config_.grid);
+    return text;
+  }
   std::string location() const {
-    const dim3 &g = config_.grid, &b = config_.block;
-    const auto triple = [](uint64_t i, const dim3& d) {
-      return "(" + std::to_string(i % d.x) + "," + std::to_string(i / d.x % d.y) + "," +
-             std::to_string(i / (uint64_t{d.x} * d.y)) + ")";
-    };
-    return "kernel " + kernel_.name + ", block " + triple(block_, g) + ", thread " +
-           triple(current_, b) + ": ";
+    std::string text = block_name();
+    text += ", thread ";
+    text += triple(current_, config_.block);
+    text += ": ";
+    return text;
   }
 
   bool running_ = false;
   uint64_t launches_ = 0, blocks_run_ = 0;
   LaunchConfig config_;
   KernelInfo kernel_;
-  unsigned char* shared_ = nullptr;
-  unsigned char* stacks_ = nullptr;
-  unsigned char* shared_pages_ = nullptr;
+  SharedArea shared_;
+  Fibers fibers_;
   ByteRange static_shared_;
   uint32_t current_ = 0;  // linear thread
   LaneSlot slots_[kMaxThreads];
 
  private:
   static const char* name(Meeting meeting) { return kMeetingNames[static_cast<size_t>(meeting)]; }
+
+  static std::string triple(uint64_t i, const dim3& d) {
+    return "(" + std::to_string(i % d.x) + "," + std::to_string(i / d.x % d.y) + "," +
+           std::to_string(i / (uint64_t{d.x} * d.y)) + ")";
+  }
 
   void number_threads() {
     const dim3& b = config_.block;
@@ -326,12 +228,8 @@ class Engine {
     const dim3& g = config_.grid;
     set_block({static_cast<unsigned>(block % g.x), static_cast<unsigned>(block / g.x % g.y),
                static_cast<unsigned>(block / (uint64_t{g.x} * g.y))},
-              shared_);
-    std::memset(shared_ - kSharedAlignment, kCanary, kSharedAlignment);
-    std::memset(shared_, kPoison, config_.shared_bytes);
-    unsigned char* end = shared_pages_ + kSharedArea;
-    const auto slack = static_cast<size_t>(end - shared_) - config_.shared_bytes;
-    std::memset(end - slack, kCanary, slack);
+              shared_.data());
+    shared_.prepare();
     alive_ = threads_;
     arrived_ = 0;
     active_warps_ = 0;
@@ -342,140 +240,64 @@ class Engine {
       warp_[w].groups.clear();
       active_warps_ |= 1u << w;
     }
-    free_.clear();
-    for (size_t i = fibers_.size(); i-- > 0;) free_.push_back(&fibers_[i]);
+    fibers_.reset();
     error_.clear();
     error_line_.clear();
     error_pc_ = acting_pc = nullptr;
     running_thread = {true, block, 0};
     if (instrument) instrument->block_begin();
 
-    fiber_ = &host_;
     choose_warp();
     go_on();
 
     running_thread = {};
     if (!error_.empty()) raise();
-    check_fence(shared_ - kSharedAlignment, kSharedAlignment, "before the beginning");
-    check_fence(end - slack, slack, "past the end");
+    if (const char* damage = shared_.damage()) {
+      throw KernelError(block_name() + ": a thread wrote " + damage + " of the block's " +
+                        std::to_string(config_.shared_bytes) + " bytes of dynamic shared memory");
+    }
     if (instrument) instrument->block_end();
   }
 
   [[noreturn]] void raise() {
-#if defined(__SANITIZE_ADDRESS__)
-    for (const Fiber& f : fibers_) __asan_unpoison_memory_region(f.stack, kStackBytes - kPage);
-#endif
+    fibers_.forget_frames();
     std::string text = error_;
     if (!error_line_.empty()) text += "; at " + error_line_;
     if (error_pc_) {
-      // The compiler may have joined the code of two lines; then only the line itself is right.
-      const std::string lines = source_line(error_pc_);
+      const std::string line = source_lines({reinterpret_cast<uintptr_t>(error_pc_)})[0];
+      const auto file_of = [](const std::string& l) {
+        const size_t slash = l.rfind('/'), begin = slash == std::string::npos ? 0 : slash + 1;
+        return l.substr(begin, l.rfind(':') - begin);
+      };
       if (error_line_.empty()) {
-        text += "; at " + lines;
-      } else if (lines.starts_with(error_line_)) {
-        text += lines.substr(error_line_.size());
+        text += "; at " + line;
+      } else if (line[0] != '?' && file_of(line) != file_of(error_line_)) {
+        text += " in " + line;  // the other way round the compiler may have joined two lines' code
       }
     }
     throw KernelError(text);
-  }
-
-  void check_fence(const unsigned char* fence, size_t bytes, const char* where) const {
-    for (size_t i = 0; i < bytes; ++i) {
-      if (fence[i] == kCanary) continue;
-      const dim3& g = config_.grid;
-      throw KernelError("kernel " + kernel_.name + ", block (" + std::to_string(block_ % g.x) +
-                        "," + std::to_string(block_ / g.x % g.y) + "," +
-                        std::to_string(block_ / (uint64_t{g.x} * g.y)) + "): a thread wrote " +
-                        where + " of the block's " + std::to_string(config_.shared_bytes) +
-                        " bytes of dynamic shared memory");
-    }
   }
 
   // ---- switching ----
 
   static void enter() { current_engine->thread_loop(); }
 
-  Fiber* take_fiber() {
-    if (free_.empty()) {
-      Fiber f;
-      f.stack = stacks_ + fibers_.size() * kStackBytes + kPage;  // below it: the guard
-      mprotect(f.stack, kStackBytes - kPage, PROT_READ | PROT_WRITE);
-      fibers_.push_back(f);
-      free_.push_back(&fibers_.back());
-    }
-    Fiber* f = free_.back();
-    free_.pop_back();
-#if defined(__SANITIZE_ADDRESS__)
-    // Who had it before never returned.
-    __asan_unpoison_memory_region(f->stack + (kStackBytes - kPage) - 4 * kPage, 4 * kPage);
-#endif
-    // Tops are spread over a page's cache lines: else all would share a few sets of the cache.
-    const size_t colour = static_cast<size_t>(f - fibers_.data()) % 16 * 192;
-    void** top = reinterpret_cast<void**>(f->stack + (kStackBytes - kPage) - 64 - colour);
-    *--top = nullptr;  // where `enter` would return to
-    *--top = reinterpret_cast<void*>(&Engine::enter);
-    for (int i = 0; i < 6; ++i) *--top = nullptr;
-    f->sp = top;
-    return f;
-  }
-
-  void switch_to(Fiber* next) {
-    Fiber* self = fiber_;
-    fiber_ = next;
-    start_switch(&self->fake_stack, *next);
-    heirloom_fiber_switch(&self->sp, next->sp);
-    finish_switch(self->fake_stack);
-  }
-  [[noreturn]] void leave_for_good(Fiber& next) {
-    Fiber self;
-    fiber_ = &next;
-    start_switch(nullptr, next);
-    heirloom_fiber_switch(&self.sp, next.sp);
-    std::abort();
-  }
-#if defined(__SANITIZE_ADDRESS__)
-  void start_switch(void** fake_stack, const Fiber& next) {
-    if (&next == &host_) {
-      __sanitizer_start_switch_fiber(fake_stack, host_bottom_, host_bytes_);
-    } else {
-      __sanitizer_start_switch_fiber(fake_stack, next.stack, kStackBytes - kPage);
-    }
-  }
-  void finish_switch(void* fake_stack) {
-    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-  }
-  void finish_first_switch() {
-    const void* bottom = nullptr;
-    size_t bytes = 0;
-    __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
-    if (host_enters_) host_bottom_ = bottom, host_bytes_ = bytes;
-    host_enters_ = false;
-  }
-  const void* host_bottom_ = nullptr;
-  size_t host_bytes_ = 0;
-  bool host_enters_ = true;
-#else
-  void start_switch(void**, const Fiber&) {}
-  void finish_switch(void*) {}
-  void finish_first_switch() {}
-#endif
-
   /// Runs threads from their beginning, one after another as long as they end without waiting.
   void thread_loop() {
-    finish_first_switch();
+    fibers_.entered();
     for (;;) {
       (*body_)();
       thread_exits();
-      if (alive_ == 0) leave_for_good(host_);
+      if (alive_ == 0) fibers_.leave_for_host();
       const uint32_t next = choose_thread();
       if (next == kNobody) report_deadlock();
       set_current(next);
       if (fiber_of_[next] == nullptr) {
-        fiber_of_[next] = fiber_;
+        fiber_of_[next] = fibers_.current();
         continue;
       }
-      free_.push_back(fiber_);
-      leave_for_good(*fiber_of_[next]);
+      fibers_.give_back(fibers_.current());
+      fibers_.leave_for(fiber_of_[next]);
     }
   }
 
@@ -492,22 +314,20 @@ class Engine {
     if (arrived_ != 0 && arrived_ == alive_) open_barrier(barrier_site_.pc);
   }
 
+  /// Runs somebody else; returns when it is this thread's turn again.
+  void go_on() {
+    const uint32_t next = choose_thread();
+    if (next == kNobody) report_deadlock();
+    if (fiber_of_[next] == nullptr) fiber_of_[next] = fibers_.take();
+    set_current(next);
+    if (fiber_of_[next] != fibers_.current()) fibers_.switch_to(fiber_of_[next]);
+  }
   /// The same for a thread that could run.
   void give_way() {
     warp_[current_ / 32].ready |= 1u << (current_ % 32);
     active_warps_ |= 1u << (current_ / 32);
     choose_warp();
     go_on();
-  }
-
-  /// Runs somebody else; returns when it is this thread's turn again.
-  void go_on() {
-    const uint32_t next = choose_thread();
-    if (next == kNobody) report_deadlock();
-    const bool fresh = fiber_of_[next] == nullptr;
-    if (fresh) fiber_of_[next] = take_fiber();
-    set_current(next);
-    if (fiber_of_[next] != fiber_) switch_to(fiber_of_[next]);
   }
 
   void set_current(uint32_t thread) {
@@ -525,7 +345,6 @@ class Engine {
     uint32_t candidates = warp_[at_warp_].fresh | warp_[at_warp_].ready;
     if (candidates == 0) {
       active_warps_ &= ~(1u << at_warp_);
-      // A warp may have become active since.
       if (active_warps_ == 0) return kNobody;
       choose_warp();
       candidates = warp_[at_warp_].fresh | warp_[at_warp_].ready;
@@ -655,20 +474,12 @@ class Engine {
   }
 
  public:
-  ~Engine() {
-    munmap(stacks_, kMaxThreads * kStackBytes);
-    munmap(shared_pages_ - kPage, kSharedArea + 2 * kPage);
-    current_engine = nullptr;
-  }
+  ~Engine() { current_engine = nullptr; }
   Engine(const Engine&) = delete;
 
   static constinit thread_local Engine* current_engine;
 
  private:
-  std::vector<Fiber> fibers_;
-  std::vector<Fiber*> free_;
-  Fiber host_;
-  Fiber* fiber_ = &host_;  // that runs
   Fiber* fiber_of_[kMaxThreads] = {};
   Index3 index_[kMaxThreads] = {};
   Index3* index_of_thread_ = nullptr;
@@ -721,25 +532,19 @@ const KernelInfo& current_kernel() { return engine().kernel_; }
 const LaunchConfig& current_launch() { return engine().config_; }
 uint64_t launch_number() { return engine().launches_; }
 uint64_t block_serial() { return engine().blocks_run_; }
-ByteRange shared_range() { return range(engine().shared_, engine().config_.shared_bytes); }
+ByteRange shared_range() {
+  const SharedArea& shared = engine().shared_;
+  return range(shared.data(), shared.bytes());
+}
 ByteRange static_shared_range() { return engine().static_shared_; }
-ByteRange stack_range() { return range(engine().stacks_, kMaxThreads * kStackBytes); }
+ByteRange stack_range() { return range(engine().fibers_.begin(), engine().fibers_.bytes()); }
 
 std::string describe_kernel_address(const void* address) {
   const Engine& e = engine();
   const auto at = reinterpret_cast<uintptr_t>(address);
-  const ByteRange pages = range(e.shared_pages_ - kPage, kSharedArea + 2 * kPage);
-  const ByteRange shared = shared_range();
-  std::string text;
-  if (pages.contains(at) && shared.begin != 0) {
-    if (at < shared.begin) {
-      text = std::to_string(shared.begin - at) + " bytes before the beginning of ";
-    } else if (at >= shared.end) {
-      text = std::to_string(at - shared.end) + " bytes past the end of ";
-    } else {
-      text = "byte " + std::to_string(at - shared.begin) + " of ";
-    }
-    text += std::to_string(e.config_.shared_bytes) + " bytes of dynamic shared memory";
+  std::string text = e.shared_.describe(at);
+  if (!text.empty()) {
+    return text;
   } else if (e.static_shared_.contains(at)) {
     text = "static shared memory";
   } else if (stack_range().contains(at)) {
@@ -748,15 +553,6 @@ std::string describe_kernel_address(const void* address) {
     text = "the arguments of a launch";
   }
   return text;
-}
-
-void Instrument::block_barrier(const void*) { barrier(engine().living_threads()); }
-void Instrument::warp_barrier(uint32_t warp, uint32_t mask, const void*) {
-  std::vector<uint32_t> threads;
-  for (uint32_t lane = 0; lane < 32; ++lane) {
-    if (mask >> lane & 1) threads.push_back(32 * warp + lane);
-  }
-  barrier(threads);
 }
 
 void fail(std::string what, const void* pc) {

@@ -17,7 +17,6 @@
 #include <source_location>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "emulator/device.h"
 
@@ -48,10 +47,6 @@ void run_grid(const LaunchConfig& config, const std::function<void()>& thread_bo
 /// Decides the schedule of every grid from here on; HEIRLOOM_EMULATOR_SEED or 1 at first.
 void set_schedule_seed(uint64_t seed);
 uint64_t schedule_seed();
-
-/// "file.cu:12" of a return address, with the callers it is inlined into ("reduce.cuh:30 in
-/// norm.cu:51"); needs debug information. Asks addr2line, slowly, once per address.
-std::string source_line(const void* pc);
 
 /// The thread that runs now.
 struct ThreadView {
@@ -103,14 +98,11 @@ class Instrument {
   virtual void block_begin() {}
   virtual void block_end() {}  ///< not when the kernel failed
   /// All living threads of the block have met at a __syncthreads; called once.
-  virtual void block_barrier(const void* pc);
+  virtual void block_barrier(const void* /*pc*/) {}
   /// These lanes have met at a __syncwarp; called once.
-  virtual void warp_barrier(uint32_t warp, uint32_t mask, const void* pc);
-  /// What the two above do by default: the linear numbers of the threads that have met.
-  virtual void barrier(const std::vector<uint32_t>& /*threads*/) {}
+  virtual void warp_barrier(uint32_t /*warp*/, uint32_t /*mask*/, const void* /*pc*/) {}
   /// __threadfence (device) or __threadfence_block.
-  virtual void fence(bool /*device*/, const void* /*pc*/) { fence(); }
-  virtual void fence() {}
+  virtual void fence(bool /*device*/, const void* /*pc*/) {}
   /// A read-modify-write; before it happens.
   virtual void atomic(const void* /*address*/, size_t /*bytes*/, const void* /*pc*/) {}
   /// One access of load_4/8/16, store_4/8/16; before it happens.
@@ -120,12 +112,12 @@ class Instrument {
   virtual void matrix_row(const void* /*row*/, int /*matrix*/, const void* /*pc*/) {}
   /// cp.async issued: reads `global` (null: zeros are written), writes `shared` any time until
   /// copy_end, which comes from the wait that covers it, wherever the emulator moved the bytes.
-  virtual void copy_begin(void* /*shared*/, const void* global, size_t bytes, const void* pc) {
-    if (global != nullptr) access(global, bytes, AccessKind::kRead, pc);
-  }
-  virtual void copy_end(void* shared, const void* /*global*/, size_t bytes, const void* pc) {
-    access(shared, bytes, AccessKind::kWrite, pc);
-  }
+  virtual void copy_begin(void* /*shared*/, const void* /*global*/, size_t /*bytes*/,
+                          const void* /*pc*/) {}
+  virtual void copy_end(void* /*shared*/, const void* /*global*/, size_t /*bytes*/,
+                        const void* /*pc*/) {}
+  /// From the host, or by a fill: whatever the bytes are, somebody has written them.
+  virtual void memory_written(const void* /*data*/, size_t /*bytes*/) {}
 };
 extern Instrument* instrument;
 

@@ -36,6 +36,10 @@
 //                  distinct sector written: caches that keep everything within a launch, and nothing
 //                  between launches.
 //
+// Which accesses of 32 lanes are one instruction is told by their place and their number there since
+// the warp's last barrier: right unless lanes go through a loop a different number of times and
+// meet in a shuffle only.
+//
 // What is not seen: overruns that end inside the same allocation (or, for static __shared__, inside
 // another variable); order by other means than those above (spinning, atomics of wider or narrower
 // scope, fences through a third block); memcpy of more than 16 bytes inside a kernel; races between
@@ -52,14 +56,15 @@ namespace heirloom::emulator {
 struct Finding {
   enum class Kind : uint8_t { kRace, kUninitialised, kOutOfBounds };
   Kind kind = Kind::kRace;
-  std::string kernel;
+  std::string kernel;      ///< the first one
   std::string line;        ///< "kernels/cuda/norm.cu:88": where the access is
   std::string other_line;  ///< of a race: what it conflicts with
   std::string text;        ///< all of it, in one sentence
   uint64_t count = 0;      ///< accesses that gave this finding
 };
 
-/// Everything found since the last call, in the order of places; empty in plain builds.
+/// Everything found since the last call, one for each place (or pair of places), in their order;
+/// empty in plain builds.
 std::vector<Finding> take_report();
 /// One finding to a line.
 std::string format(const std::vector<Finding>& findings);

@@ -29,8 +29,8 @@ bool is_constant(uintptr_t address) {
         auto& s = *static_cast<ConstantSearch*>(out);
         for (int i = 0; i < info->dlpi_phnum; ++i) {
           const auto& h = info->dlpi_phdr[i];
-          const bool constant = (h.p_type == PT_LOAD && !(h.p_flags & PF_W)) ||
-                                h.p_type == PT_GNU_RELRO;
+          const bool constant =
+              (h.p_type == PT_LOAD && !(h.p_flags & PF_W)) || h.p_type == PT_GNU_RELRO;
           if (constant && s.address - (info->dlpi_addr + h.p_vaddr) < h.p_memsz) s.found = true;
         }
         return s.found ? 1 : 0;
@@ -93,8 +93,7 @@ void Observer::kernel_begin() {
   static_shared_ = static_shared_range();
   const size_t shared_bytes = shared_.end - shared_.begin;
   if (!shared_shadow_ || !shared_shadow_->contains(shared_.begin, shared_bytes)) {
-    shared_shadow_ =
-        std::make_unique<Shadow>(shared_.begin - kMostShared, 2 * kMostShared, true);
+    shared_shadow_ = std::make_unique<Shadow>(shared_.begin - kMostShared, 2 * kMostShared, true);
   }
   const size_t static_bytes = static_shared_.end - static_shared_.begin;
   if (static_bytes > 0 &&
@@ -108,7 +107,6 @@ void Observer::kernel_begin() {
   const dim3& block = current_launch().block;
   threads_ = block.x * block.y * block.z;
   order_.begin_launch();
-  next_block_ = 0;
   ++launch_;
   dram_read_ = dram_written_ = 0;
   kernel_ = &kernels_[current_kernel().name];
@@ -131,10 +129,11 @@ void Observer::kernel_end() {
 }
 
 void Observer::block_begin() {
-  order_.begin_block(next_block_++, threads_);
+  order_.begin_block(static_cast<uint32_t>(current_thread().block), threads_);
   shared_shadow_->forget_contents(shared_.begin, shared_.end - shared_.begin);
   if (static_shadow_) {
-    static_shadow_->forget_contents(static_shared_.begin, static_shared_.end - static_shared_.begin);
+    static_shadow_->forget_contents(static_shared_.begin,
+                                    static_shared_.end - static_shared_.begin);
   }
   inside_ = true;
 }
@@ -157,12 +156,7 @@ void Observer::block_barrier(const void*) {
 void Observer::warp_barrier(uint32_t warp, uint32_t mask, const void*) {
   const Deaf deaf(inside_);
   order_.warp_barrier(warp, mask);
-}
-
-void Observer::converged(uint32_t warp, uint32_t mask) {
-  // Fewer lanes leave the others where they are.
-  if (!traffic_ || mask != 0xffffffffu) return;
-  const Deaf deaf(inside_);
+  if (mask != 0xffffffffu) return;  // the others are somewhere else
   recorders_[warp].converge([&](uint32_t p, const WarpAccess& a) { count(p, a); });
 }
 
@@ -202,11 +196,10 @@ void Observer::copy_begin(void* shared, const void* global, size_t bytes, const 
 
 void Observer::copy_end(void* shared, const void*, size_t bytes, const void* pc) {
   const Deaf deaf(inside_);
-  Shadow& shadow = shared_.contains(reinterpret_cast<uintptr_t>(shared)) ? *shared_shadow_
-                                                                         : *static_shadow_;
-  shadow.complete_async_write(order_, current_thread().thread,
-                                       reinterpret_cast<uintptr_t>(shared), bytes,
-                                       place(pc, Space::kShared, Touch::kWrite, false));
+  Shadow& shadow =
+      shared_.contains(reinterpret_cast<uintptr_t>(shared)) ? *shared_shadow_ : *static_shadow_;
+  shadow.complete_async_write(order_, current_thread().thread, reinterpret_cast<uintptr_t>(shared),
+                              bytes, place(pc, Space::kShared, Touch::kWrite, false));
 }
 
 void Observer::memory_written(const void* data, size_t bytes) {

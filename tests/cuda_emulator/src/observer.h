@@ -49,8 +49,7 @@ class Observer final : public Instrument {
   void atomic(const void* address, size_t bytes, const void* pc) override;
   void copy_begin(void* shared, const void* global, size_t bytes, const void* pc) override;
   void copy_end(void* shared, const void* global, size_t bytes, const void* pc) override;
-  void converged(uint32_t warp, uint32_t mask);
-  void memory_written(const void* data, size_t bytes);
+  void memory_written(const void* data, size_t bytes) override;
 
   /// From the compiler's hooks: most are accesses to the thread's own stack.
   void hook(uintptr_t address, size_t bytes, Touch touch, const void* pc) {
@@ -103,7 +102,6 @@ class Observer final : public Instrument {
   ByteRange stack_, arguments_, shared_, static_shared_;
   uintptr_t stack_bytes_ = 0;
   unsigned threads_ = 0;
-  uint32_t next_block_ = 0;
 
   Order order_;
   std::unique_ptr<Shadow> shared_shadow_, static_shadow_;

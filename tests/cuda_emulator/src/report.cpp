@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Turns what the observer collected into lines of source.
-#include <algorithm>
+#include <set>
 
 #include "observer.h"
 #include "source_lines.h"
@@ -15,30 +15,39 @@ std::vector<Finding> Observer::take_report() {
     pcs.push_back(places_[f.other_place].pc);
   }
   const std::vector<std::string> lines = source_lines(pcs);
-  // Inlining and unrolling make several places of one line.
-  std::map<std::tuple<Finding::Kind, std::string, std::string, std::string>, Finding> merged;
+  // Inlining and unrolling make several places of one line, templates several kernels.
+  struct Merged {
+    Finding finding;
+    std::set<std::string> kernels;
+  };
+  std::map<std::tuple<std::string, std::string, Finding::Kind>, Merged> merged;
   size_t i = 0;
   for (const auto& [key, f] : findings_) {
-    const std::string &line = lines[i], &other_line = lines[i + 1];
+    const std::string line = lines[i], other_line = f.other.empty() ? "" : lines[i + 1];
     i += 2;
-    Finding& out = merged[{f.kind, f.kernel, line, f.kind == Finding::Kind::kRace ? other_line : ""}];
+    Merged& m = merged[{line, other_line, f.kind}];
+    m.kernels.insert(f.kernel);
+    Finding& out = m.finding;
     out.count += f.count;
     if (!out.text.empty()) continue;
     out.kind = f.kind;
     out.kernel = f.kernel;
     out.line = line;
+    out.other_line = other_line;
     const char* name = f.kind == Finding::Kind::kRace            ? "race"
                        : f.kind == Finding::Kind::kUninitialised ? "uninitialised read"
                                                                  : "out of bounds";
     out.text = line + ": " + name + " in " + f.kernel + ": " + f.what;
-    if (f.kind == Finding::Kind::kRace) {
-      out.other_line = other_line;
-      out.text += "; at " + other_line + " " + f.other;
-    }
+    if (!other_line.empty()) out.text += "; at " + other_line + " " + f.other;
   }
   findings_.clear();
   std::vector<Finding> report;
-  for (auto& [key, f] : merged) report.push_back(std::move(f));
+  for (auto& [key, m] : merged) {
+    if (m.kernels.size() > 1) {
+      m.finding.text += "; and in " + std::to_string(m.kernels.size() - 1) + " other kernels";
+    }
+    report.push_back(std::move(m.finding));
+  }
   return report;
 }
 

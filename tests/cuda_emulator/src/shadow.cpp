@@ -49,8 +49,8 @@ void Order::block_barrier() {
     for (unsigned t = 0; t < threads_; ++t) {
       block_fenced_phase_ = std::max(block_fenced_phase_, fenced_phase_[t]);
     }
-    earlier_fences_ = std::make_shared<const std::vector<uint16_t>>(fences_.begin(),
-                                                                    fences_.begin() + threads_);
+    earlier_fences_ =
+        std::make_shared<const std::vector<uint16_t>>(fences_.begin(), fences_.begin() + threads_);
   }
   if (any_acquired_) {
     for (Acquired& a : acquired_) {
@@ -151,8 +151,7 @@ bool Order::reads_ordered(uint32_t epoch, uint32_t clock, unsigned warp, uint32_
     if (!any_acquired_) return false;
     // Fences of single readers are not kept: a lone reader that fences and takes the ticket itself
     // counts as thread `lane` without fences.
-    const Stamp stamp{epoch, clock,
-                      static_cast<uint16_t>(warp * 32 + std::countr_zero(lanes)), 0};
+    const Stamp stamp{epoch, clock, static_cast<uint16_t>(warp * 32 + std::countr_zero(lanes)), 0};
     const Stamp* lone = std::has_single_bit(lanes) ? &stamp : nullptr;
     return covers(acquired_[thread], e.block, e.phase, lone) ||
            covers(block_acquired_, e.block, e.phase, lone);

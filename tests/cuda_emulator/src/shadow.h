@@ -148,8 +148,8 @@ class Shadow {
 
   /// Records an access of `thread` and says what it conflicts with. [address, address + bytes) lies
   /// inside.
-  Conflict access(const Order& order, unsigned thread, uintptr_t address, size_t bytes,
-                  Touch kind, uint32_t pc);
+  Conflict access(const Order& order, unsigned thread, uintptr_t address, size_t bytes, Touch kind,
+                  uint32_t pc);
   /// A copy that runs beside the thread: until it is completed nobody may touch its destination.
   Conflict begin_async_write(const Order& order, unsigned thread, uintptr_t address, size_t bytes,
                              uint32_t pc);
@@ -182,7 +182,7 @@ class Shadow {
   size_t cells_bytes_ = 0;
   Cell* cells_ = nullptr;
   std::vector<Quad> quads_;
-  std::vector<size_t> split_;  // whose cells they are
+  std::vector<size_t> split_;     // whose cells they are
   std::vector<uint8_t> written_;  // one bit per byte
 };
 

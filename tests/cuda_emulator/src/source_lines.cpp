@@ -63,8 +63,8 @@ struct Function {
 };
 
 bool is_library_name(const char* name) {
-  for (const char* prefix : {"_ZNSt", "_ZNKSt", "_ZSt", "_ZN9__gnu_cxx", "_ZNK9__gnu_cxx", "_ZN3fmt",
-                             "_ZNK3fmt", "_ZN7testing", "_ZNK7testing"}) {
+  for (const char* prefix : {"_ZNSt", "_ZNKSt", "_ZSt", "_ZN9__gnu_cxx", "_ZNK9__gnu_cxx",
+                             "_ZN3fmt", "_ZNK3fmt", "_ZN7testing", "_ZNK7testing"}) {
     if (std::strncmp(name, prefix, std::strlen(prefix)) == 0) return true;
   }
   return false;
@@ -130,15 +130,16 @@ std::vector<std::string> source_lines(const std::vector<uintptr_t>& pcs) {
       std::snprintf(text, sizeof text, "0x%zx\n", pc - base - 1);  // inside the call
       addresses += text;
     }
-    if (file >= 0 && write(file, addresses.data(), addresses.size()) ==
-                         static_cast<ssize_t>(addresses.size())) {
-      const std::string command = std::string("addr2line -a -i -e '") + program + "' < " + list +
-                                  " 2>/dev/null";
+    if (file >= 0 &&
+        write(file, addresses.data(), addresses.size()) == static_cast<ssize_t>(addresses.size())) {
+      const std::string command =
+          std::string("addr2line -a -i -e '") + program + "' < " + list + " 2>/dev/null";
       if (FILE* pipe = popen(command.c_str(), "r")) {
         char text[4096];
         size_t next = 0;
         std::string* current = nullptr;
         std::string innermost;
+        bool whole = false;  // up to the kernel's own file
         const auto finish = [&] {
           if (current != nullptr && current->empty()) *current = innermost;
         };
@@ -147,12 +148,16 @@ std::vector<std::string> source_lines(const std::vector<uintptr_t>& pcs) {
           if (std::strncmp(text, "0x", 2) == 0) {
             finish();
             innermost.clear();
+            whole = false;
             current = next < unknown.size() ? &(*known)[unknown[next++]] : nullptr;
             continue;
           }
           const std::string line = tidy(text);
           if (innermost.empty()) innermost = line;
-          if (current != nullptr && current->empty() && !is_plumbing(line)) *current = line;
+          if (current == nullptr || whole || is_plumbing(line)) continue;
+          if (!current->empty()) *current += " in ";
+          *current += line;
+          whole = line.find(".cuh:") == std::string::npos;
         }
         finish();
         pclose(pipe);

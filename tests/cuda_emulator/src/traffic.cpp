@@ -55,8 +55,7 @@ Units one_group(const WarpAccess& a, uint32_t lanes) {
 
 Units by_groups(const WarpAccess& a, unsigned lanes_in_group) {
   Units units;
-  const uint32_t group =
-      lanes_in_group == 32 ? 0xffffffffu : (uint32_t{1} << lanes_in_group) - 1;
+  const uint32_t group = lanes_in_group == 32 ? 0xffffffffu : (uint32_t{1} << lanes_in_group) - 1;
   for (unsigned first = 0; first < 32; first += lanes_in_group) {
     units += one_group(a, group << first);
   }

@@ -273,9 +273,10 @@ inline float __fdividef(float x, float y) { return x / y; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float __fsqrt_rn(float x) { return sqrtf(x); }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
+// Not to be fused with what stands around them.
+inline float __fmul_rn(float a, float b) { return __builtin_assoc_barrier(a * b); }
+inline float __fadd_rn(float a, float b) { return __builtin_assoc_barrier(a + b); }
+inline float __fsub_rn(float a, float b) { return __builtin_assoc_barrier(a - b); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 inline int __float2int_rn(float x) { return static_cast<int>(nearbyintf(x)); }
