@@ -377,11 +377,12 @@ __device__ __forceinline__ void multiply_columns(Accumulator (&sums)[kM][kDim / 
   }
 }
 
-/// Writes sums of a warp's rows, as bfloat16, to a tile of its own rows.
+/// Writes sums of a warp's rows, as bfloat16, over a tile that this warp alone has read and will read.
 template <int kDim, int kM>
 __device__ __forceinline__ void stage_rows(unsigned char* rows,
                                            const Accumulator (&sums)[kM][kDim / 8]) {
   using Layout = TileLayout<kDim>;
+  __syncwarp();  // the rows held operands that other lanes of the warp have read
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -394,6 +395,7 @@ __device__ __forceinline__ void stage_rows(unsigned char* rows,
       }
     }
   }
+  __syncwarp();
 }
 
 /// Hides what no query may see. `first`: position of the warp's first row.

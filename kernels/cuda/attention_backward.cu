@@ -103,7 +103,8 @@ __device__ __forceinline__ void row_products(const unsigned char* dout_tile, con
 }
 
 template <int kD, int kE, bool kDropout>
-__global__ void __launch_bounds__(plan::backward_query_tiles(kD, kE).threads(), plan::ctas_per_sm(kD, kE))
+__global__ void __launch_bounds__(plan::backward_query_tiles(kD, kE).threads(),
+                                  plan::ctas_per_sm(kD, kE))
     attention_backward_queries_kernel(const __grid_constant__ QueryParams params) {
   constexpr plan::AttentionTiles kTiles = plan::backward_query_tiles(kD, kE);
   constexpr int kThreads = kTiles.threads(), kRows = kTiles.rows(), kM = kTiles.row_tiles;
@@ -237,7 +238,6 @@ __global__ void __launch_bounds__(plan::backward_query_tiles(kD, kE).threads(), 
     }
   }
   stage_rows<kD>(warp_rows, dq);
-  __syncwarp();
   store_rows<kM * 16, kD>(
       warp_rows, params.dq + (state.row + warp_row) * p.q_rows.stride + head * p.q_rows.dim,
       p.q_rows.stride, state.rows - warp_row, p.q_rows.dim, params.dq_bytes);
@@ -264,9 +264,7 @@ __device__ __forceinline__ void store_key_sums(Accumulator (&sums)[kM][kDim / 8]
     if (target.data[t] == nullptr) continue;
     const bool add = target.add[t];
     if (!target.is_float && !add) {
-      __syncwarp();
       stage_rows<kDim>(staging, sums);
-      __syncwarp();
       store_rows<kM * 16, kDim>(staging,
                                 static_cast<bfloat16*>(target.data[t]) + row * target.stride,
                                 target.stride, rows, target.dim, target.bytes);
@@ -342,7 +340,8 @@ __device__ __forceinline__ void mask_key_rows(Accumulator (&scores)[kM][kN], int
 }
 
 template <int kD, int kE, plan::KeySums kSums, bool kDropout>
-__global__ void __launch_bounds__(plan::backward_key_tiles(kD, kE).threads(), plan::ctas_per_sm(kD, kE))
+__global__ void __launch_bounds__(plan::backward_key_tiles(kD, kE).threads(),
+                                  plan::ctas_per_sm(kD, kE))
     attention_backward_keys_kernel(const __grid_constant__ KeyParams params) {
   constexpr plan::AttentionTiles kTiles = plan::backward_key_tiles(kD, kE);
   constexpr int kThreads = kTiles.threads(), kRows = kTiles.rows(), kM = kTiles.row_tiles;

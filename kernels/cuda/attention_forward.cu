@@ -8,8 +8,9 @@
 //              16-byte chunks of shared rows swizzled: no bank conflicts
 // Saved        lse, where the caller wants it
 // Work         one CTA per (query tile, head, sequence), long ones first; each warp owns 32 rows
-//              (16 where a head is wider than 128) and walks along the keys in tiles of 64, the next
-//              tile in flight. Tiles that the mask hides are skipped, only those it cuts are masked
+//              (16 where a head is wider than 128, with dropout than 80) and walks along the keys in
+//              tiles of 64, the next tile in flight. Tiles that the mask hides are skipped, only
+//              those it cuts are masked
 // Bytes        read q + visible keys x (K + V) of every KV head; written o + lse (4 bytes in a
 //              sector of its own: rows of lse are heads apart)
 // FLOPs        2 (D + E) per visible (query, key) pair and head; 2 D where the V head is zero
@@ -19,7 +20,7 @@
 // Determinism  key tiles start at multiples of 64 positions, every element is summed in the order of
 //              the keys, and what a mask hides adds exact zeros: a query's bits depend on its
 //              position and its keys alone, not on tiles, chunks, neighbours or pages
-// Limits       D, E <= 256; 128 KV heads; scale > 0; positions below 2^31; K and V of the tiles that
+// Limits       D, E <= 256; 128 KV heads; scale > 0; positions below 2^30; K and V of the tiles that
 //              a tile of queries sees must be finite
 // Source       online softmax: Milakov and Gimelshein (arXiv 1805.02867); tiling: Dao (arXiv
 //              2307.08691)
@@ -132,9 +133,10 @@ __device__ __forceinline__ void online_softmax(Accumulator (&scores)[kM][kN],
 }
 
 template <int kD, int kE, bool kDropout>
-__global__ void __launch_bounds__(plan::forward_tiles(kD, kE).threads(), plan::ctas_per_sm(kD, kE))
+__global__ void __launch_bounds__(plan::forward_tiles(kD, kE, kDropout).threads(),
+                                  plan::ctas_per_sm(kD, kE))
     attention_forward_tiles_kernel(const __grid_constant__ ForwardParams params) {
-  constexpr plan::AttentionTiles kTiles = plan::forward_tiles(kD, kE);
+  constexpr plan::AttentionTiles kTiles = plan::forward_tiles(kD, kE, kDropout);
   constexpr int kThreads = kTiles.threads(), kRows = kTiles.rows(), kM = kTiles.row_tiles;
   constexpr int kN = kKeyTile / 8, kStages = kTiles.stages;
   constexpr int kKeyBytes = kKeyTile * kD * 2, kValueBytes = kKeyTile * kE * 2;
@@ -241,23 +243,27 @@ __global__ void __launch_bounds__(plan::forward_tiles(kD, kE).threads(), plan::c
     }
   }
   stage_rows<kE>(warp_rows, row_state.o);
-  __syncwarp();
   store_rows<kM * 16, kE>(warp_rows, params.o + row * p.o_rows.stride + head * p.o_rows.dim,
                           p.o_rows.stride, rows, p.o_rows.dim, p.o_rows.bytes);
+}
+
+template <int kD, int kE, bool kDropout>
+void launch_forward(const AttentionForwardArgs& a, Stream stream) {
+  constexpr plan::AttentionTiles kTiles = plan::forward_tiles(kD, kE, kDropout);
+  const int64_t tiles = plan::longest_query_tiles(a, kTiles.rows());
+  if (tiles == 0) return;
+  const ForwardParams params{common_params(a), static_cast<bfloat16*>(a.o),
+                             static_cast<float*>(a.lse)};
+  const dim3 grid(static_cast<unsigned>(a.heads * a.sequence_count), static_cast<unsigned>(tiles));
+  launch(&attention_forward_tiles_kernel<kD, kE, kDropout>, grid, dim3(kTiles.threads()),
+         static_cast<size_t>(kTiles.shared_bytes), stream, params);
 }
 
 template <int kD, int kE>
 bool launch_forward(plan::HeadDims dims, const AttentionForwardArgs& a, Stream stream) {
   if (dims != plan::HeadDims{kD, kE}) return false;
-  constexpr plan::AttentionTiles kTiles = plan::forward_tiles(kD, kE);
-  const int64_t tiles = plan::longest_query_tiles(a, kTiles.rows());
-  if (tiles == 0) return true;
-  const ForwardParams params{common_params(a), static_cast<bfloat16*>(a.o),
-                             static_cast<float*>(a.lse)};
-  const dim3 grid(static_cast<unsigned>(a.heads * a.sequence_count), static_cast<unsigned>(tiles));
-  launch(a.dropout.rate > 0 ? &attention_forward_tiles_kernel<kD, kE, true>
-                            : &attention_forward_tiles_kernel<kD, kE, false>,
-         grid, dim3(kTiles.threads()), static_cast<size_t>(kTiles.shared_bytes), stream, params);
+  a.dropout.rate > 0 ? launch_forward<kD, kE, true>(a, stream)
+                     : launch_forward<kD, kE, false>(a, stream);
   return true;
 }
 

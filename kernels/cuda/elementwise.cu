@@ -101,11 +101,16 @@ struct ColumnSumParams {
   int64_t n, c, rows_per_chunk;
 };
 
+/// Floats from one element of a lane to its next: 32 neighbouring columns, which are kWidth elements of 32 / kWidth lanes, have
+/// a bank each.
+constexpr int column_sum_stride(int width) { return 32 + (width > 1 ? 32 / width : 0); }
+
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     column_sum_forward_chunk_kernel(const __grid_constant__ ColumnSumParams p) {
   DYN_SMEM(memory);
-  float* sums = reinterpret_cast<float*>(memory);  // [warp][32 kWidth]
+  float* sums = reinterpret_cast<float*>(memory);  // [warp][element][column_sum_stride]
+  constexpr int kStride = column_sum_stride(kWidth);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t column = (int64_t{blockIdx.x} * 32 + lane) * kWidth;
   const int64_t begin = int64_t{blockIdx.y} * p.rows_per_chunk;
@@ -121,13 +126,14 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 #pragma unroll
-  for (int e = 0; e < kWidth; ++e) sums[(warp * kWidth + e) * 32 + lane] = sum[e];
+  for (int e = 0; e < kWidth; ++e) sums[(warp * kWidth + e) * kStride + lane] = sum[e];
   __syncthreads();
   for (int j = static_cast<int>(threadIdx.x); j < 32 * kWidth; j += kThreads) {
     const int64_t to = int64_t{blockIdx.x} * 32 * kWidth + j;
     if (to >= p.c) continue;
     float total = 0;
-    for (int w = 0; w < kWarps; ++w) total += sums[(w * kWidth + j % kWidth) * 32 + j / kWidth];
+    for (int w = 0; w < kWarps; ++w)
+      total += sums[(w * kWidth + j % kWidth) * kStride + j / kWidth];
     p.partial[int64_t{blockIdx.y} * p.c + to] = total;
   }
 }
@@ -148,7 +154,8 @@ void launch_column_sum(const ColumnSumParams& p, int64_t chunks, Stream stream) 
   const int64_t tile = 32 * kWidth;
   launch(column_sum_forward_chunk_kernel<T, kWidth>,
          dim3(static_cast<unsigned>((p.c + tile - 1) / tile), static_cast<unsigned>(chunks)),
-         dim3(kThreads), static_cast<size_t>(kWarps * tile) * sizeof(float), stream, p);
+         dim3(kThreads), size_t{kWarps} * kWidth * column_sum_stride(kWidth) * sizeof(float),
+         stream, p);
 }
 
 template <class T>

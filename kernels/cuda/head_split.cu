@@ -212,7 +212,7 @@ __device__ __forceinline__ Values<T, kWidth> load_item(const HeadSplitParams& p,
 }
 
 template <class T, int kWidth, int kLanes, bool kNorm>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     head_split_backward_lanes_kernel(const __grid_constant__ HeadSplitParams p) {
   constexpr int kHeads = kThreads / kLanes;
   const unsigned head = blockIdx.x * kHeads + threadIdx.x / kLanes;

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const int64_t first = int64_t{thread} * kWidth;
   if constexpr (kPacks > 0) {
-    Pack<T, kWidth> x[kPacks];
+    Pack<T, kWidth> x[kPacks] = {};
     float sum = 0;
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {

@@ -8,7 +8,7 @@
 //   padded_head_dims(60, 60)  -> 64, 64: products of 16 x 8 x 16 over rows padded with zeros in
 //                                shared memory
 //   copy_bytes(q, 2400, 120)  -> 8: a head's 120 bytes are no multiple of 16
-//   forward_tiles(64, 64)     -> 128 queries in 4 warps of 2 x 16 rows, 64 keys, 2 stages;
+//   forward_tiles(64, 64, 0)  -> 128 queries in 4 warps of 2 x 16 rows, 64 keys, 2 stages;
 //                                128 + 128 x 128 + 2 x 64 x (128 + 128) = 49280 shared bytes
 //   forward grid              -> x = 20 heads x 2 sequences, y = ceil(1000 / 128) = 8 query tiles
 //   head_units                -> 20 units of one head where every head has its own gradient
@@ -61,17 +61,18 @@ struct AttentionTiles {
   constexpr int rows() const { return warps * row_tiles * 16; }
 };
 
+/// What registers are limited for.
 constexpr int ctas_per_sm(int qk, int v) { return qk > 128 || v > 128 ? 1 : 2; }
 
 /// Shared memory for what a CTA looks up once per tile.
 inline constexpr int kCtaStateBytes = 128;
 
 /// Rows of queries; stages of K and V. 32 rows per warp read each fragment of K and V half as often
-/// as 16; beyond 128 their sums do not fit into registers.
-constexpr AttentionTiles forward_tiles(int qk, int v) {
+/// as 16; where heads are wide their sums do not fit into registers.
+constexpr AttentionTiles forward_tiles(int qk, int v, bool dropout) {
   AttentionTiles t;
   const int widest = qk > v ? qk : v;
-  t.row_tiles = widest <= 128 ? 2 : 1;
+  t.row_tiles = widest <= (dropout ? 80 : 128) ? 2 : 1;
   t.warps = widest == 192 ? 8 : 4;
   t.shared_bytes = kCtaStateBytes + 2 * (t.rows() * qk + t.stages * kKeyTile * (qk + v));
   return t;

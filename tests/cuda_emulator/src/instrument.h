@@ -12,11 +12,13 @@
 // Errors, found in every launch and collected (take_report):
 //   race           Two accesses of one byte by two threads, at least one of them a write, not both
 //                  atomic, without an order. Within a block __syncthreads orders, and __syncwarp the
-//                  lanes that take part; shuffles, votes and mma order nothing. Between blocks of a
-//                  launch only the ticket pattern orders: write, __threadfence, atomic by one block;
-//                  atomic on the same address, __threadfence, access by the other, with barriers
-//                  wherever the work is handed to other threads. Both fences are asked for, as in the
-//                  PTX memory model. Launches are ordered; streams are the runtime's business.
+//                  lanes that take part; shuffles, votes, ldmatrix and mma order nothing (the lane
+//                  that names a row for ldmatrix reads it: before another lane overwrites the row, a
+//                  __syncwarp must stand). Between blocks of a launch only the ticket pattern
+//                  orders: write, __threadfence, atomic by one block; atomic on the same address,
+//                  __threadfence, access by the other, with barriers wherever the work is handed to
+//                  other threads. Both fences are asked for, as in the PTX memory model. Launches
+//                  are ordered; streams are the runtime's business.
 //                  The destination of a cp.async must not be touched, by its own thread neither,
 //                  before the thread has waited for it. Found from the order alone, whatever the
 //                  values and the schedule were.
