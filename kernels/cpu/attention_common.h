@@ -249,8 +249,8 @@ struct TileMask {
   for (int64_t j = 0; j < keys; j += 4) {
     for (int64_t i = 0; i < queries; ++i) {
       const auto words = philox(dropout.philox_key(), {static_cast<uint32_t>((tile + j) / 4),
-                                              static_cast<uint32_t>(first_query + i),
-                                              static_cast<uint32_t>(head), sequence});
+                                                       static_cast<uint32_t>(first_query + i),
+                                                       static_cast<uint32_t>(head), sequence});
       for (int64_t w = 0; w < 4; ++w) {
         keep[(j + w) * kTile + i] = (words[static_cast<size_t>(w)] >> 8) < threshold ? 0.0f : kept;
       }

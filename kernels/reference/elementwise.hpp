@@ -41,8 +41,8 @@ void dropout(const DropoutArgs& a, Stream) {
         a.step_first_sequence() + static_cast<uint32_t>(i / a.sequence_length);
     for (int64_t j = 0; j < a.c; ++j) {
       const auto e = static_cast<uint64_t>(i % a.sequence_length * groups + j / 4);
-      const auto words =
-          philox(a.philox_key(), {static_cast<uint32_t>(e), static_cast<uint32_t>(e >> 32), sequence, 0});
+      const auto words = philox(
+          a.philox_key(), {static_cast<uint32_t>(e), static_cast<uint32_t>(e >> 32), sequence, 0});
       const bool drop =
           static_cast<double>(uniform_from_bits(words[static_cast<size_t>(j % 4)])) < a.rate;
       const A x = load<T>(a.x, i * a.c + j);

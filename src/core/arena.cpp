@@ -97,8 +97,7 @@ void* Arena::new_buffer(int64_t bytes) const {
   if (device_.kind != DeviceKind::kCpu) {
     return device_runtime(device_.kind).allocate(device_.index, bytes);
   }
-  void* data =
-      std::aligned_alloc(static_cast<size_t>(kArenaAlignment), static_cast<size_t>(bytes));
+  void* data = std::aligned_alloc(static_cast<size_t>(kArenaAlignment), static_cast<size_t>(bytes));
   if (data == nullptr) {
     throw_error<OutOfMemoryError>("[memory] expected {} bytes; the system refused", bytes);
   }

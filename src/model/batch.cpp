@@ -64,9 +64,7 @@ void order_rows(std::span<const int32_t> values, int64_t limit, std::span<int32_
 }
 
 BatchTransfer::BatchTransfer(const Device& device, int64_t slots)
-    : device_(device),
-      slots_(static_cast<size_t>(slots)),
-      counts_(static_cast<size_t>(slots), 0) {}
+    : device_(device), slots_(static_cast<size_t>(slots)), counts_(static_cast<size_t>(slots), 0) {}
 
 void BatchTransfer::reserve(int64_t rows, int64_t sequences) {
   if (rows <= rows_ && sequences <= sequences_) return;
@@ -103,8 +101,7 @@ DeviceBatch BatchTransfer::send(const HostBatch& batch, int64_t slot, uint64_t s
     for (const int32_t p : batch.positions) last = std::max(last, p);
     order(batch.positions, last + 1, at.position_order);
   }
-  device_runtime(device_.kind)
-      .copy_to_device(memory_.data(), host, at.nll, device_stream(device_));
+  device_runtime(device_.kind).copy_to_device(memory_.data(), host, at.nll, device_stream(device_));
   counts_[static_cast<size_t>(slot)] = rows;
 
   std::byte* const device = memory_.data();

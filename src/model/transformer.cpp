@@ -57,9 +57,7 @@ void append_heads(std::vector<ParameterSlice>& slices, std::string name, std::ve
 
 /// Widths that are no multiple of 8 (16 bytes of bfloat16) are rounded up to one of 64; narrow ones
 /// stay, where the padding would be a part worth counting.
-int64_t padded_width(int64_t f) {
-  return f % 8 == 0 || f < 1024 ? f : (f + 63) / 64 * 64;
-}
+int64_t padded_width(int64_t f) { return f % 8 == 0 || f < 1024 ? f : (f + 63) / 64 * 64; }
 
 std::vector<int64_t> iota(int64_t n) {
   std::vector<int64_t> v(static_cast<size_t>(n));
@@ -105,8 +103,7 @@ void Transformer::build() {
     LinearModule m;
     ParameterSlice slice = whole(name + ".weight", out);
     slice.writes_residual = writes_residual;
-    NamedParameter& weight =
-        parameters_.add({out, in_padded ? in_padded : in}, {std::move(slice)});
+    NamedParameter& weight = parameters_.add({out, in_padded ? in_padded : in}, {std::move(slice)});
     weight.stored_columns = in;
     m.weight = &weight;
     if (bias) m.bias = &parameters_.add({out}, {whole(name + ".bias", out, InitKind::kZeros)});
@@ -183,10 +180,13 @@ void Transformer::build() {
         slices[1].end = f_padded + f;
         return slices;
       };
-      b.mlp.up.weight = &parameters_.add({2 * f_padded, width}, gate_up("weight", InitKind::kNormal));
-      if (c.mlp_bias) b.mlp.up.bias = &parameters_.add({2 * f_padded}, gate_up("bias", InitKind::kZeros));
+      b.mlp.up.weight =
+          &parameters_.add({2 * f_padded, width}, gate_up("weight", InitKind::kNormal));
+      if (c.mlp_bias)
+        b.mlp.up.bias = &parameters_.add({2 * f_padded}, gate_up("bias", InitKind::kZeros));
     } else {
-      b.mlp.up.weight = &parameters_.add({f_padded, width}, {whole(base + "mlp.up_proj.weight", f)});
+      b.mlp.up.weight =
+          &parameters_.add({f_padded, width}, {whole(base + "mlp.up_proj.weight", f)});
       if (c.mlp_bias) {
         b.mlp.up.bias =
             &parameters_.add({f_padded}, {whole(base + "mlp.up_proj.bias", f, InitKind::kZeros)});

@@ -79,7 +79,8 @@ void split_heads_backward(Context& c, const Tensor& dq, const Variable& merged,
   Tensor workspace;
   if (norm.query) {
     const Dtype sum_dtype = accumulate_dtype(dtype);
-    const int64_t bytes = head_split_backward_workspace_bytes(args.n, args.route_count, d, dtype, c.target());
+    const int64_t bytes =
+        head_split_backward_workspace_bytes(args.n, args.route_count, d, dtype, c.target());
     workspace = c.allocate({bytes / dtype_size(sum_dtype)}, sum_dtype);
     args.workspace = workspace.data();
   }
@@ -206,8 +207,7 @@ Variable attend(Context& context, const Variable& q, const AttentionSpec& spec, 
   args.scale = spec.scale;
   args.window = spec.window;
   args.dropout.rate = context.dropout.attention;
-  args.dropout.key =
-      context.dropout.step_key ? layer_key : mix_key(context.dropout.key, layer_key);
+  args.dropout.key = context.dropout.step_key ? layer_key : mix_key(context.dropout.key, layer_key);
   args.dropout.step_key = context.dropout.step_key;
   context.run(
       context.phase == Phase::kDecode ? attention_decode_table() : attention_forward_table(),

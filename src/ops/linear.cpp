@@ -101,27 +101,28 @@ Variable linear(Context& context, const Variable& x, const Parameter& weight,
   Variable y = result(context, product(context, x.value, weight.value,
                                        bias ? &bias->value : nullptr, x.value.dtype()));
   if (recording(context)) {
-    context.tape->record([x, weight = &weight, bias, slot = y.slot,
-                          tape = context.tape](Context& c) {
-      const Tensor dy = tape->take(slot);
-      if (!dy.defined()) return;
-      if (weight->grad.defined()) linear_backward_weight(c, dy, x.value, weight->grad);
-      if (bias && bias->grad.defined()) {
-        ColumnSumArgs args;
-        args.dy = dy.data();
-        args.db = bias->grad.data();
-        args.n = dy.dim(0);
-        args.c = dy.dim(1);
-        const Tensor workspace = c.allocate({reduction_chunks(args.n, c.target()), args.c}, bias->grad.dtype());
-        args.workspace = workspace.data();
-        c.run(column_sum_table(), column_sum_cost, dy.dtype(), args);
-      }
-      if (x.slot >= 0) {
-        Tensor dx = c.allocate(x.value.shape(), x.value.dtype());
-        linear_backward_input(c, dy, weight->value, dx);
-        tape->deliver(c, x.slot, std::move(dx));
-      }
-    });
+    context.tape->record(
+        [x, weight = &weight, bias, slot = y.slot, tape = context.tape](Context& c) {
+          const Tensor dy = tape->take(slot);
+          if (!dy.defined()) return;
+          if (weight->grad.defined()) linear_backward_weight(c, dy, x.value, weight->grad);
+          if (bias && bias->grad.defined()) {
+            ColumnSumArgs args;
+            args.dy = dy.data();
+            args.db = bias->grad.data();
+            args.n = dy.dim(0);
+            args.c = dy.dim(1);
+            const Tensor workspace =
+                c.allocate({reduction_chunks(args.n, c.target()), args.c}, bias->grad.dtype());
+            args.workspace = workspace.data();
+            c.run(column_sum_table(), column_sum_cost, dy.dtype(), args);
+          }
+          if (x.slot >= 0) {
+            Tensor dx = c.allocate(x.value.shape(), x.value.dtype());
+            linear_backward_input(c, dy, weight->value, dx);
+            tape->deliver(c, x.slot, std::move(dx));
+          }
+        });
   }
   return y;
 }

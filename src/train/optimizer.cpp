@@ -12,9 +12,9 @@ namespace {
 
 /// What host and device tell each other of a step; it stands in front of the device's segments.
 struct Exchange {
-  AdamwScalars scalars;   // from the host, but for grad_scale
+  AdamwScalars scalars;  // from the host, but for grad_scale
   double sum_squares = 0;
-  double norm = 0;        // for the host
+  double norm = 0;  // for the host
 };
 
 }  // namespace
@@ -58,8 +58,7 @@ Optimizer::Optimizer(ParameterStore& parameters, const OptimizerConfig& config)
   segment_count_ = static_cast<int64_t>(segments.size());
   runs_ = number_runs(segments.data(), segment_count_);
   const int64_t segment_bytes = segment_count_ * static_cast<int64_t>(sizeof(OptimizerSegment));
-  device_block_ =
-      DeviceMemory(device, static_cast<int64_t>(sizeof(Exchange)) + segment_bytes);
+  device_block_ = DeviceMemory(device, static_cast<int64_t>(sizeof(Exchange)) + segment_bytes);
   host_block_ = PinnedMemory(device.kind, static_cast<int64_t>(sizeof(Exchange)));
   partial_sums_ = DeviceMemory(device, runs_ * static_cast<int64_t>(sizeof(double)));
   device_runtime(device.kind)
@@ -86,8 +85,7 @@ void Optimizer::prepare(int64_t step, double lr, uint64_t seed) {
   scalars.lr = lr;
   scalars.bias_correction1 = 1 - std::pow(config_.beta1, static_cast<double>(step));
   scalars.bias_correction2 = 1 - std::pow(config_.beta2, static_cast<double>(step));
-  scalars.rounding_key =
-      mix_key(mix_key(seed, hash_name("rounding")), static_cast<uint64_t>(step));
+  scalars.rounding_key = mix_key(mix_key(seed, hash_name("rounding")), static_cast<uint64_t>(step));
   const Device& device = parameters_.device();
   device_runtime(device.kind)
       .copy_to_device(device_block_.data(), host_block_.data(),
@@ -133,7 +131,8 @@ double Optimizer::gradient_norm() {
   DeviceRuntime& runtime = device_runtime(device.kind);
   const Stream stream = device_stream(device);
   constexpr auto kAt = static_cast<int64_t>(offsetof(Exchange, norm));
-  runtime.copy_to_host(host_block_.data() + kAt, device_block_.data() + kAt, sizeof(double), stream);
+  runtime.copy_to_host(host_block_.data() + kAt, device_block_.data() + kAt, sizeof(double),
+                       stream);
   runtime.synchronize(stream);
   return reinterpret_cast<const Exchange*>(host_block_.data())->norm;
 }

@@ -251,7 +251,8 @@ RunConfig parse_run_config(const Json& json, const std::string& origin) {
   read_optimizer(section("optimizer"), c.optimizer, problems);
   read_schedule(section("schedule"), c.schedule, c.train.steps, problems);
   if (c.optimizer.narrow_state && c.train.dtype != Dtype::kBFloat16) {
-    problems.add("optimizer.state", "expected float32 where train.dtype is not bfloat16; got bfloat16");
+    problems.add("optimizer.state",
+                 "expected float32 where train.dtype is not bfloat16; got bfloat16");
   }
   c.output = read_string(r, "output", problems);
   if (c.output.empty() && problems.fine({"output"}))

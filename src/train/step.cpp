@@ -84,8 +84,7 @@ namespace {
 void run_loss(Context& context, Transformer& model, const DeviceBatch& batch, double scale,
               Recompute recompute) {
   ActivationKvStore store(model.stream_specs(), model.dtype(), batch.rows.n,
-                          {batch.sequences.begin(), batch.sequences.end()},
-                          batch.device_sequences);
+                          {batch.sequences.begin(), batch.sequences.end()}, batch.device_sequences);
   model.loss(context, batch.rows, store, batch.targets, scale, batch.nll, recompute);
   if (context.tape) context.tape->backward(context);
 }
@@ -129,13 +128,14 @@ StepPlan plan_step(const RunConfig& config, int64_t micro_batch_size, const Devi
   };
   StepPlan plan;
   KernelCost stored_cost;
-  record(&stored_cost, nullptr, [&](Context& c) { train_pass(c, model, batch, 1, Recompute::kNone); });
+  record(&stored_cost, nullptr,
+         [&](Context& c) { train_pass(c, model, batch, 1, Recompute::kNone); });
   plan.flops_per_token =
       stored_cost.flops / static_cast<double>(micro_batch_size * config.train.sequence_length);
-  plan.train = record(&plan.cost, &plan.gemms, [&](Context& c) {
-    train_pass(c, model, batch, 1, config.train.recompute);
-  });
-  plan.evaluation = record(nullptr, &plan.gemms, [&](Context& c) { evaluation_pass(c, model, batch); });
+  plan.train = record(&plan.cost, &plan.gemms,
+                      [&](Context& c) { train_pass(c, model, batch, 1, config.train.recompute); });
+  plan.evaluation =
+      record(nullptr, &plan.gemms, [&](Context& c) { evaluation_pass(c, model, batch); });
 
   const StateBytes state = state_bytes(model.parameters(), config.optimizer.narrow_state);
   RunMemory& m = plan.memory;

@@ -253,8 +253,7 @@ class Run {
   }
 
   void initialize_weights(const InitOptions& init) {
-    const int64_t bytes =
-        model_.parameters().elements() * dtype_size(optimizer_.weights_dtype());
+    const int64_t bytes = model_.parameters().elements() * dtype_size(optimizer_.weights_dtype());
     if (device_.kind == DeviceKind::kCpu) {
       return initialize(model_.parameters(), config_.train.seed, init, optimizer_.weights(),
                         optimizer_.weights_dtype());

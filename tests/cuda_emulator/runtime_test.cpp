@@ -357,8 +357,7 @@ TEST_F(RuntimeTest, AStrayAccessNamesKernelThreadAndPlace) {
   ASSERT_OK(start(read_at_kernel, 1, 1, stream_, static_cast<const float*>(data_),
                   int64_t{kCount + 64}, data_));
   EXPECT_EQ(cudaErrorIllegalAddress, cudaStreamSynchronize(stream_));
-  EXPECT_TRUE(contains(last_failure(), "kernel read_at_kernel, block "))
-      << last_failure();
+  EXPECT_TRUE(contains(last_failure(), "kernel read_at_kernel, block ")) << last_failure();
   EXPECT_TRUE(contains(last_failure(), "256 bytes past the end of device allocation #"));
   reset_runtime();
   ASSERT_OK(start(typed_kernel<float>, 1, 1, stream_, data_));

@@ -27,7 +27,10 @@ Variant variant_named(const std::string& name) {
 }
 
 std::vector<int32_t> by_engine(Transformer& model, int64_t tokens) {
-  Engine engine(model, nullptr, {.max_sequences = 1, .max_tokens = 64});
+  EngineOptions options;
+  options.max_sequences = 1;
+  options.max_tokens = 64;
+  Engine engine(model, nullptr, options);
   std::vector<int32_t> result;
   bool given = false;
   engine.run(

@@ -46,9 +46,8 @@ TEST_F(CudaCommand, GenerationIsNotThereYet) {
 }
 
 TEST_F(CudaCommand, ADeviceThatIsNotThere) {
-  const test::BinaryResult r =
-      run_binary({"perplexity", "--model", model(), "--data", (folder_ / "a.txt").string(),
-                  "--device", "cuda:7"});
+  const test::BinaryResult r = run_binary({"perplexity", "--model", model(), "--data",
+                                           (folder_ / "a.txt").string(), "--device", "cuda:7"});
   expect_error(r, 2, {"[device]", "cuda:7"});
 }
 

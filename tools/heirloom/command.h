@@ -33,8 +33,8 @@ struct Cli {
 /// Options that most commands share (CONTRACT: --device --dtype --threads --seed --json --quiet).
 struct CommonOptions {
   std::string device;  ///< empty: the command's default
-  std::string dtype;  ///< empty: the command's default
-  int threads = 0;    ///< 0: as many as there are cores
+  std::string dtype;   ///< empty: the command's default
+  int threads = 0;     ///< 0: as many as there are cores
   uint64_t seed = 0;
   std::string json;  ///< a path, "-" for stdout, or empty
   bool quiet = false;

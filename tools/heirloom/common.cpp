@@ -48,9 +48,9 @@ Device choose_device(const std::string& text, Devices devices) {
   }
   const int count = device_runtime(DeviceKind::kCuda).device_count();
   if (device.index >= count) {
-    throw_error<ConfigError>("[device] expected one of {} CUDA devices; got {}{}", count, text,
-                             count == 0 ? "; is the driver there, and CUDA_VISIBLE_DEVICES right?"
-                                        : "");
+    throw_error<ConfigError>(
+        "[device] expected one of {} CUDA devices; got {}{}", count, text,
+        count == 0 ? "; is the driver there, and CUDA_VISIBLE_DEVICES right?" : "");
   }
   return device;
 }

@@ -64,7 +64,8 @@ Json build_info() {
 
 void print_build(const Json& info) {
   line("heirloom", info["version"].get<std::string>());
-  line("devices", fmt::format("{}", fmt::join(info["devices"].get<std::vector<std::string>>(), ", ")));
+  line("devices",
+       fmt::format("{}", fmt::join(info["devices"].get<std::vector<std::string>>(), ", ")));
   line("CPU kernels", info["isa"].get<std::string>());
   line("threads", info["threads"].dump());
   line("available memory", format_bytes(info["available_memory_bytes"].get<double>()));

@@ -43,7 +43,9 @@ constexpr uint64_t hash_name(std::string_view name) {
 }
 
 /// Uniform in [0, 1) with 24 bits.
-constexpr float uniform_from_bits(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
+constexpr float uniform_from_bits(uint32_t bits) {
+  return static_cast<float>(bits >> 8) * 0x1p-24f;
+}
 
 /// Two independent standard normals from two random words (Box-Muller, in double so that every
 /// platform agrees closely).

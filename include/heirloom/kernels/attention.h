@@ -45,7 +45,7 @@ struct AttentionSequence {
 /// rate.
 struct AttentionDropout {
   double rate = 0;
-  uint64_t key = 0;  ///< of (seed, step, layer); with step_key: of the layer
+  uint64_t key = 0;                    ///< of (seed, step, layer); with step_key: of the layer
   const uint64_t* step_key = nullptr;  ///< the key of (seed, step) in the device's memory, or null
 
   constexpr uint64_t philox_key() const { return step_key ? mix_key(*step_key, key) : key; }

@@ -26,7 +26,7 @@ int64_t number_runs(OptimizerSegment* segments, int64_t count);
 struct AdamwScalars {
   double lr = 0;
   double bias_correction1 = 1, bias_correction2 = 1;  ///< 1 - b^t
-  double grad_scale = 1;  ///< clipping; NaN: the step is not taken, nothing is changed
+  double grad_scale = 1;      ///< clipping; NaN: the step is not taken, nothing is changed
   uint64_t rounding_key = 0;  ///< of (seed, step): stochastic rounding
 };
 
@@ -55,8 +55,8 @@ KernelCost adamw_cost(const AdamwArgs&, Dtype);
 struct SumSquaresArgs {
   const OptimizerSegment* segments = nullptr;  ///< in the device's memory
   int64_t segment_count = 0;
-  int64_t runs = 0;              ///< number_runs of the segments
-  double* workspace = nullptr;   ///< (runs)
+  int64_t runs = 0;             ///< number_runs of the segments
+  double* workspace = nullptr;  ///< (runs)
   double* result = nullptr;
 };
 KernelTable<SumSquaresArgs>& sum_squares_table();

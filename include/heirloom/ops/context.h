@@ -35,8 +35,8 @@ struct Context {
   Phase phase = Phase::kTrain;
   DropoutState dropout = {};
   Stream stream = device_stream(arena.device());
-  KernelCost* cost = nullptr;  ///< where kernel costs are summed, if anywhere
-  bool tf32 = false;           ///< float32 matrix products may use TF32 (CUDA)
+  KernelCost* cost = nullptr;                 ///< where kernel costs are summed, if anywhere
+  bool tf32 = false;                          ///< float32 matrix products may use TF32 (CUDA)
   std::vector<GemmProblem>* gemms = nullptr;  ///< where matrix products are noted, if anywhere
 
   const Device& device() const { return arena.device(); }

@@ -62,8 +62,8 @@ struct StepPlan {
   RunMemory memory;
   MemoryPlan train, evaluation;
   std::vector<GemmProblem> gemms;  ///< every matrix product of a pass, for tune_gemms
-  KernelCost cost;             ///< one micro-batch, forward and backward
-  double flops_per_token = 0;  ///< without recomputation: what MFU counts
+  KernelCost cost;                 ///< one micro-batch, forward and backward
+  double flops_per_token = 0;      ///< without recomputation: what MFU counts
 };
 
 /// Plans a run with `micro_batch_size` sequences per pass on `device`.

@@ -19,7 +19,8 @@ struct Text {
 inline void append(std::ostringstream& out, const char*& rest) { out << rest; }
 
 template <class First, class... Others>
-void append(std::ostringstream& out, const char*& rest, const First& first, const Others&... others) {
+void append(std::ostringstream& out, const char*& rest, const First& first,
+            const Others&... others) {
   while (*rest && !(rest[0] == '{' && rest[1] == '}')) out << *rest++;
   if (*rest) {
     out << first;
