@@ -161,7 +161,9 @@ TEST(TrainOnCuda, AStepThatIsNotFiniteChangesNothing) {
   const Settings settings = {"train.save_every=1",
                              "train.keep=0",
                              "optimizer.grad_clip=0",
-                             "optimizer.lr=1e30",
+                             "optimizer.lr=1000",
+                             "optimizer.weight_decay=100",
+                             "train.steps=20",
                              "schedule.name=constant",
                              "schedule.warmup_steps=0",
                              "output=" + (out / "run").string()};
