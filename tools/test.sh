@@ -88,7 +88,8 @@ emulated_suite() {
 
 instrumented_suite() {
   build cuda-instrumented -- heirloom_{kernels,cuda_emulator}_tests heirloom_cuda_model &&
-    GTEST_FILTER='-RuntimeTest*' cuda_tests cuda-instrumented cuda_emulator kernels
+    GTEST_FILTER='-RuntimeTest*' cuda_tests cuda-instrumented cuda_emulator kernels &&
+    tools/kernel_table.py --check --skip-compiler
 }
 
 emulated_sanitized() {
