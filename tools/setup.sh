@@ -11,7 +11,7 @@ packages=(
   ocl-icd-opencl-dev   # nothing here uses OpenCL, but Debian's oneDNN package looks for it
   libcli11-dev         # command line
   nlohmann-json3-dev libfmt-dev libpcre2-dev libutf8proc-dev libzstd-dev zlib1g-dev
-  libgtest-dev
+  libgtest-dev libgmock-dev
   bible-kjv            # the quickstart's text
 )
 # Formatting is checked with version 14: other versions lay code out differently.

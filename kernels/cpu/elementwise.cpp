@@ -17,6 +17,7 @@
 #include "heirloom/kernels/elementwise.h"
 
 #include "heirloom/kernels/norm.h"
+#include "kernels/cpu/philox.h"
 #include "kernels/cpu/vector_math.h"
 
 namespace heirloom::cpu::HEIRLOOM_ISA {
@@ -76,32 +77,7 @@ void column_sum(const ColumnSumArgs& a, Stream) {
   }
 }
 
-constexpr int64_t kGroups = 64;  // counters drawn together
-
-/// words[w][g] = word w of Philox4x32-10 under `key` of counter (e + g, sequence, 0), e in 64 bits.
-void philox_groups(uint64_t key, uint64_t e, uint32_t sequence, uint32_t (&words)[4][kGroups]) {
-#pragma omp simd
-  for (int64_t g = 0; g < kGroups; ++g) {
-    const uint64_t element = e + static_cast<uint64_t>(g);
-    uint32_t c0 = static_cast<uint32_t>(element), c1 = static_cast<uint32_t>(element >> 32);
-    uint32_t c2 = sequence, c3 = 0;
-    uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-#pragma GCC unroll 10
-    for (int round = 0; round < 10; ++round) {
-      const uint64_t p0 = uint64_t{0xD2511F53u} * c0, p1 = uint64_t{0xCD9E8D57u} * c2;
-      c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-      c1 = static_cast<uint32_t>(p1);
-      c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-      c3 = static_cast<uint32_t>(p0);
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
-    words[0][g] = c0;
-    words[1][g] = c1;
-    words[2][g] = c2;
-    words[3][g] = c3;
-  }
-}
+constexpr int64_t kGroups = kPhiloxGroup;
 
 template <class T>
 void dropout(const DropoutArgs& a, Stream) {
@@ -122,7 +98,7 @@ void dropout(const DropoutArgs& a, Stream) {
     for (int64_t g0 = 0; g0 < groups; g0 += kGroups) {
       uint32_t words[4][kGroups];
       float kept[4 * kGroups];
-      philox_groups(key, first + static_cast<uint64_t>(g0), sequence, words);
+      philox_group(key, first + static_cast<uint64_t>(g0), sequence, words);
 #pragma omp simd
       for (int64_t g = 0; g < kGroups; ++g) {
         kept[4 * g] = words[0][g] >> 8 < threshold ? 0.0f : factor;
