@@ -32,7 +32,7 @@ class CpuRuntime final : public DeviceRuntime {
   void release_pinned(void* data) override { std::free(data); }
   Stream stream(int) override { return {}; }
   void copy_to_device(void* to, const void* from, int64_t bytes, Stream) override {
-    std::memcpy(to, from, static_cast<size_t>(bytes));
+    if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
   }
   void copy_to_host(void* to, const void* from, int64_t bytes, Stream stream) override {
     copy_to_device(to, from, bytes, stream);
@@ -41,7 +41,7 @@ class CpuRuntime final : public DeviceRuntime {
     copy_to_device(to, from, bytes, stream);
   }
   void fill_zero(void* data, int64_t bytes, Stream) override {
-    std::memset(data, 0, static_cast<size_t>(bytes));
+    if (bytes > 0) std::memset(data, 0, static_cast<size_t>(bytes));
   }
   void synchronize(Stream) override {}
   void begin_capture(Stream) override { no_graphs(); }

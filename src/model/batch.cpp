@@ -36,7 +36,7 @@ T* array_at(std::byte* block, int64_t offset) {
 
 template <class T>
 void put(std::byte* block, int64_t offset, std::span<const T> values) {
-  std::memcpy(block + offset, values.data(), values.size_bytes());
+  if (!values.empty()) std::memcpy(block + offset, values.data(), values.size_bytes());
 }
 
 }  // namespace
