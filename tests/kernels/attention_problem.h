@@ -68,7 +68,7 @@ class Mirror {
   void copy_back() {
     for (size_t i = 0; i < arrays_.size(); ++i) {
       const std::vector<unsigned char> bytes = copies_[i].contents();
-      std::memcpy(arrays_[i].data(), bytes.data(), bytes.size());
+      if (!bytes.empty()) std::memcpy(arrays_[i].data(), bytes.data(), bytes.size());
     }
   }
 
