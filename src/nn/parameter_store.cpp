@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "heirloom/nn/parameter_store.h"
 
+#include "heirloom/core/device_runtime.h"
 #include "heirloom/core/rng.h"
 
 namespace heirloom {
@@ -106,14 +107,25 @@ void initialize_as(const ParameterStore& parameters, uint64_t seed, const InitOp
 
 void initialize(const ParameterStore& parameters, uint64_t seed, const InitOptions& options,
                 void* flat, Dtype dtype) {
+  const Device& device = parameters.device();
+  const bool on_host = device.kind == DeviceKind::kCpu;
+  const int64_t bytes = parameters.elements() * dtype_size(dtype);
+  const HostMemory staging(on_host ? 0 : bytes);
+  void* host = on_host ? flat : staging.data();
   switch (dtype) {
     case Dtype::kFloat64:
-      return initialize_as(parameters, seed, options, static_cast<double*>(flat));
+      initialize_as(parameters, seed, options, static_cast<double*>(host));
+      break;
     case Dtype::kBFloat16:
-      return initialize_as(parameters, seed, options, static_cast<bfloat16*>(flat));
+      initialize_as(parameters, seed, options, static_cast<bfloat16*>(host));
+      break;
     default:
-      return initialize_as(parameters, seed, options, static_cast<float*>(flat));
+      initialize_as(parameters, seed, options, static_cast<float*>(host));
   }
+  if (on_host) return;
+  DeviceRuntime& runtime = device_runtime(device.kind);
+  runtime.copy_to_device(flat, host, bytes, device_stream(device));
+  runtime.synchronize(device_stream(device));
 }
 
 }  // namespace heirloom

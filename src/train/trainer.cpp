@@ -245,25 +245,12 @@ class Run {
           init.residual_factor =
               1 / std::sqrt(2.0 * static_cast<double>(config_.model.num_hidden_layers));
         }
-        initialize_weights(init);
+        initialize(model_.parameters(), config_.train.seed, init, optimizer_.weights(),
+                   optimizer_.weights_dtype());
       }
       optimizer_.publish_weights();
     }
     write_file_atomically(run_ / "config.json", dump_json(config_.resolved, 2) + "\n");
-  }
-
-  void initialize_weights(const InitOptions& init) {
-    const int64_t bytes = model_.parameters().elements() * dtype_size(optimizer_.weights_dtype());
-    if (device_.kind == DeviceKind::kCpu) {
-      return initialize(model_.parameters(), config_.train.seed, init, optimizer_.weights(),
-                        optimizer_.weights_dtype());
-    }
-    const HostMemory host(bytes);
-    initialize(model_.parameters(), config_.train.seed, init, host.data(),
-               optimizer_.weights_dtype());
-    DeviceRuntime& runtime = device_runtime(device_.kind);
-    runtime.copy_to_device(optimizer_.weights(), host.data(), bytes, device_stream(device_));
-    runtime.synchronize(device_stream(device_));
   }
 
   void train_step() {

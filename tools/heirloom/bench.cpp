@@ -60,11 +60,7 @@ Row bench_train(const BenchCommand& o, const ModelConfig& model_config, const De
   Transformer model(model_config, device, dtype);
   model.ensure_positions(o.length);
   Optimizer optimizer(model.parameters(), config.optimizer);
-  const int64_t weight_bytes =
-      model.parameters().elements() * dtype_size(optimizer.weights_dtype());
-  const HostMemory weights(weight_bytes);
-  initialize(model.parameters(), 1, {}, weights.data(), optimizer.weights_dtype());
-  runtime.copy_to_device(optimizer.weights(), weights.data(), weight_bytes, device_stream(device));
+  initialize(model.parameters(), 1, {}, optimizer.weights(), optimizer.weights_dtype());
   optimizer.publish_weights();
   const DeviceMemory block(device, plan.memory.activations);
   Arena arena(device, plan.train, block.data());

@@ -85,8 +85,8 @@ struct InitOptions {
   double residual_factor = 1;
 };
 
-/// Fills `flat`, a host buffer of elements() in `dtype` laid out as the store's own, with initial
-/// values: a pure function of (seed, tensor name, head, element within the head).
+/// Fills `flat`, a buffer of elements() in `dtype` on the parameters' device, laid out as the store's
+/// own, with initial values: a pure function of (seed, tensor name, head, element within the head).
 void initialize(const ParameterStore& parameters, uint64_t seed, const InitOptions& options,
                 void* flat, Dtype dtype);
 
