@@ -86,8 +86,7 @@ class SequenceReader {
   const Tokenizer& tokenizer() {
     if (tokenizer_) return *tokenizer_;
     const fs::path& path = options_.tokenizer;
-    if (path.empty() || (fs::is_directory(path) && !fs::exists(path / "tokenizer.json") &&
-                         !fs::exists(path / "tokenizer.model"))) {
+    if (path.empty() || (fs::is_directory(path) && !Tokenizer::is_in(path))) {
       throw_error<IoError>(
           "[data] expected a tokenizer for the text of {}; got none in {}; give --tokenizer PATH, "
           "or data with \"tokens\"",

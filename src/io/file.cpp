@@ -2,6 +2,7 @@
 #include "heirloom/io/file.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -284,6 +285,39 @@ void ContentHash::update(const void* data, size_t bytes) {
 
 std::string ContentHash::hex() const {
   return fmt::format("{:016x}", hash_word(hash_word(state_, pending_), total_));
+}
+
+void write_directory_atomically(const fs::path& path,
+                                const std::function<void(const fs::path& temporary)>& fill) {
+  const fs::path target = path.filename().empty() ? path.parent_path() : path;  // "out/"
+  const fs::path parent = target.parent_path().empty() ? "." : target.parent_path();
+  std::error_code error;
+  fs::create_directories(parent, error);
+  if (error) throw_error<IoError>("[file] cannot create {}: {}", parent.string(), error.message());
+  const fs::path temporary = parent / (".writing-" + target.filename().string());
+  fs::remove_all(temporary, error);
+  try {
+    if (!fs::create_directory(temporary, error)) {
+      throw_error<IoError>("[file] cannot create {}: {}", temporary.string(), error.message());
+    }
+    fill(temporary);
+    sync_directory(temporary);
+    // A directory cannot be renamed over another; the two change places in one step instead.
+    if (!fs::exists(target)) {
+      fs::rename(temporary, target);
+    } else if (renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) !=
+               0) {
+      throw_error<IoError>("[file] cannot replace {}: {}", target.string(), std::strerror(errno));
+    }
+    sync_directory(parent);
+    fs::remove_all(temporary, error);
+  } catch (const fs::filesystem_error& e) {
+    fs::remove_all(temporary, error);
+    throw_error<IoError>("[file] cannot write {}: {}", target.string(), e.code().message());
+  } catch (...) {
+    fs::remove_all(temporary, error);
+    throw;
+  }
 }
 
 }  // namespace heirloom

@@ -10,19 +10,9 @@
 namespace heirloom {
 namespace {
 
-/// Families that are read by transformers' field names but have no file of their own yet.
-constexpr const char* kPlannedFamilies[] = {"gpt2", "mistral", "qwen2", "qwen3", "gpt_neox"};
-
 const ModelFamily& family_of(const std::string& model_type, const std::string& origin) {
   if (const ModelFamily* family = find_model_family(model_type)) return *family;
   const std::vector<std::string> names = model_family_names();
-  for (const char* planned : kPlannedFamilies) {
-    if (model_type == planned) {
-      throw_error<UnsupportedError>(
-          "[config] {}: model_type: expected one of {}; got \"{}\", which this version cannot read",
-          origin, fmt::join(names, ", "), model_type);
-    }
-  }
   const std::string near = model_type.size() > 60 ? "" : nearest_key(model_type, names);
   throw_error<ConfigError>("[config] {}: model_type: expected one of {}; got {}{}", origin,
                            fmt::join(names, ", "), quote_json(Json(model_type)),

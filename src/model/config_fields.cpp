@@ -12,28 +12,35 @@ bool is_token_id(const Json& value) {
 
 }  // namespace
 
-void read_sizes(FieldReader& fields, ModelConfig& config,
-                std::optional<int64_t> default_positions) {
-  config.vocab_size = fields.integer("vocab_size", {}, 1, kMaxCount);
-  config.hidden_size = fields.integer("hidden_size", {}, 1, kMaxWidth);
-  config.intermediate_size = fields.integer("intermediate_size", {}, 1, kMaxMlpWidth);
-  config.num_hidden_layers = fields.integer("num_hidden_layers", {}, 1, kMaxLayers);
-  config.num_attention_heads = fields.integer("num_attention_heads", {}, 1, kMaxHeads);
-  config.num_key_value_heads =
-      fields.integer("num_key_value_heads", config.num_attention_heads, 1, kMaxHeads);
+void derive_head_dim(ModelConfig& config, Problems& problems, const char* key) {
+  config.head_dim = config.hidden_size / config.num_attention_heads;
+  if (config.hidden_size % config.num_attention_heads != 0 || config.head_dim > kMaxHeadDim) {
+    problems.add(key,
+                 "expected hidden_size / num_attention_heads to be whole and at most {}; got {} / "
+                 "{}; give head_dim",
+                 kMaxHeadDim, config.hidden_size, config.num_attention_heads);
+  }
+}
+
+void read_sizes(FieldReader& fields, ModelConfig& config, const SizeDefaults& defaults) {
+  config.vocab_size = fields.integer("vocab_size", defaults.vocab_size, 1, kMaxCount);
+  config.hidden_size = fields.integer("hidden_size", defaults.hidden_size, 1, kMaxWidth);
+  config.intermediate_size =
+      fields.integer("intermediate_size", defaults.intermediate_size, 1, kMaxMlpWidth);
+  config.num_hidden_layers =
+      fields.integer("num_hidden_layers", defaults.num_hidden_layers, 1, kMaxLayers);
+  config.num_attention_heads =
+      fields.integer("num_attention_heads", defaults.num_attention_heads, 1, kMaxHeads);
+  const int64_t kv_heads = fields.has("num_key_value_heads")
+                               ? config.num_attention_heads
+                               : defaults.num_key_value_heads.value_or(config.num_attention_heads);
+  config.num_key_value_heads = fields.integer("num_key_value_heads", kv_heads, 1, kMaxHeads);
   config.max_position_embeddings =
-      fields.integer("max_position_embeddings", default_positions, 1, kMaxCount);
-  config.head_dim = fields.integer("head_dim", 0, 1, kMaxHeadDim);
+      fields.integer("max_position_embeddings", defaults.max_position_embeddings, 1, kMaxCount);
+  config.head_dim = fields.integer("head_dim", defaults.head_dim, 1, kMaxHeadDim);
   Problems& problems = fields.problems();
   if (config.head_dim == 0 && problems.fine({"hidden_size", "num_attention_heads", "head_dim"})) {
-    config.head_dim = config.hidden_size / config.num_attention_heads;
-    if (config.hidden_size % config.num_attention_heads != 0 || config.head_dim > kMaxHeadDim) {
-      problems.add(
-          "head_dim",
-          "expected hidden_size / num_attention_heads to be whole and at most {}; got {} / {}; "
-          "give head_dim",
-          kMaxHeadDim, config.hidden_size, config.num_attention_heads);
-    }
+    derive_head_dim(config, problems, "head_dim");
   }
 }
 

@@ -19,8 +19,20 @@ inline constexpr int64_t kMaxMlpWidth = int64_t{1} << 22;
 inline constexpr int64_t kMaxCount = INT32_MAX;             ///< vocabulary, positions, token ids
 inline constexpr int64_t kMaxPlanHeads = int64_t{1} << 20;  ///< layers x KV heads
 
+/// What a family's absent sizes are; nullopt: they must be there.
+struct SizeDefaults {
+  std::optional<int64_t> vocab_size, hidden_size, intermediate_size, num_hidden_layers,
+      num_attention_heads, max_position_embeddings;
+  std::optional<int64_t>
+      num_key_value_heads;  ///< nullopt, or null in the file: num_attention_heads
+  int64_t head_dim = 0;     ///< 0: hidden_size / num_attention_heads
+};
+
 /// vocab_size ... head_dim: names and meaning are the same in all families but GPT-2's.
-void read_sizes(FieldReader& fields, ModelConfig& config, std::optional<int64_t> default_positions);
+void read_sizes(FieldReader& fields, ModelConfig& config, const SizeDefaults& defaults);
+
+/// Notes a hidden_size / num_attention_heads that is no head size; `key` is what the problem names.
+void derive_head_dim(ModelConfig& config, Problems& problems, const char* key);
 
 /// An absent key takes the default; null is none.
 void read_special_tokens(FieldReader& fields, ModelConfig& config, std::optional<int64_t> bos,

@@ -215,6 +215,12 @@ KvLayout build_kv_layout(const ModelConfig& config, const KvPlan& plan) {
   return layout;
 }
 
+Dtype cache_dtype(const ModelConfig& config) {
+  const std::string& stored = config.stored_dtype;
+  if (stored == "bfloat16" || stored == "float16") return Dtype::kBFloat16;
+  return stored == "float64" ? Dtype::kFloat64 : Dtype::kFloat32;
+}
+
 Json kv_report(const ModelConfig& config, const KvLayout& layout, Dtype cache_dtype) {
   const int64_t bytes = dtype_size(cache_dtype), elements = layout.elements_per_token();
   Json report = Json::object();

@@ -130,9 +130,20 @@ Tokenizer Tokenizer::load(const fs::path& path) {
     read_tokenizer_config(path / "tokenizer_config.json", *impl);
     return Tokenizer(std::move(impl));
   }
+  if (auto text = tokenizer::read_slow_files(path)) {
+    auto impl = impl_from_json(*std::move(text), path.string());
+    read_tokenizer_config(path / "tokenizer_config.json", *impl);
+    return Tokenizer(std::move(impl));
+  }
   throw_error<IoError>(
-      "[tokenizer] expected tokenizer.json or tokenizer.model; got a directory with neither; {}",
+      "[tokenizer] expected tokenizer.json, tokenizer.model, or vocab.json and merges.txt; got a "
+      "directory with none of them; {}",
       path.string());
+}
+
+bool Tokenizer::is_in(const fs::path& directory) {
+  return fs::exists(directory / "tokenizer.json") || fs::exists(directory / "tokenizer.model") ||
+         tokenizer::has_slow_files(directory);
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, EncodeOptions options) const {

@@ -43,5 +43,10 @@ namespace tokenizer {
 /// that is wrong.
 void read_tokenizer_json(std::string_view text, const std::string& origin, Tokenizer::Impl& impl);
 
+/// The tokenizer.json that stands for a directory's vocab.json and merges.txt, or encoder.json and
+/// vocab.bpe; nullopt when it has neither pair.
+std::optional<std::string> read_slow_files(const fs::path& directory);
+bool has_slow_files(const fs::path& directory);
+
 }  // namespace tokenizer
 }  // namespace heirloom

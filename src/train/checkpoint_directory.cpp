@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "heirloom/train/checkpoint_directory.h"
 
-#include <fcntl.h>
-#include <stdio.h>
-#include <unistd.h>
-
 #include "heirloom/core/log.h"
 
 namespace heirloom {
 namespace {
 
 constexpr const char* kMarker = "complete.json";
-constexpr const char* kTemporary = ".writing-";
+constexpr const char* kDoomed = ".removing-";
 
 std::string file_hash(const fs::path& path) {
   const MappedFile file(path);
@@ -31,47 +27,12 @@ std::vector<fs::path> list_checkpoints(const fs::path& run) {
   return found;
 }
 
-void remove_leftovers(const fs::path& parent) {
+void remove_leftovers(const fs::path& run) {
   std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(parent, ignored)) {
-    if (entry.path().filename().string().starts_with(kTemporary))
+  for (const auto& entry : fs::directory_iterator(run / "checkpoints", ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(".writing-") || name.starts_with(kDoomed))
       fs::remove_all(entry.path(), ignored);
-  }
-}
-
-/// Writes a directory through `fill(temporary)` and renames it to `target`.
-template <class Fill>
-void write_directory(const fs::path& target, Fill fill) {
-  const fs::path parent = target.parent_path();
-  std::error_code error;
-  fs::create_directories(parent, error);
-  if (error)
-    throw_error<IoError>("[checkpoint] cannot create {}: {}", parent.string(), error.message());
-  remove_leftovers(parent);
-  const fs::path temporary = parent / (kTemporary + target.filename().string());
-  try {
-    if (!fs::create_directory(temporary, error)) {
-      throw_error<IoError>("[checkpoint] cannot create {}: {}", temporary.string(),
-                           error.message());
-    }
-    fill(temporary);
-    sync_directory(temporary);
-    // A directory cannot be renamed over another; the two change places in one step instead.
-    if (!fs::exists(target)) {
-      fs::rename(temporary, target);
-    } else if (renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) !=
-               0) {
-      throw_error<IoError>("[checkpoint] cannot replace {}: {}", target.string(),
-                           std::strerror(errno));
-    }
-    sync_directory(parent);
-    fs::remove_all(temporary, error);
-  } catch (const fs::filesystem_error& e) {
-    fs::remove_all(temporary, error);
-    throw_error<IoError>("[checkpoint] cannot write {}: {}", target.string(), e.code().message());
-  } catch (...) {
-    fs::remove_all(temporary, error);
-    throw;
   }
 }
 
@@ -104,7 +65,8 @@ fs::path save_checkpoint(const fs::path& run, int64_t step, const CheckpointCont
   const fs::path target = checkpoint_path(run, step);
   Optimizer& optimizer = contents.optimizer;
   const Dtype dtype = optimizer.weights_dtype();
-  write_directory(target, [&](const fs::path& directory) {
+  remove_leftovers(run);
+  write_directory_atomically(target, [&](const fs::path& directory) {
     Json files = Json::object();
     const auto note = [&](const char* name, const std::string& hash) {
       files[name] = {{"bytes", fs::file_size(directory / name)}, {"hash", hash}};
@@ -128,7 +90,7 @@ fs::path save_checkpoint(const fs::path& run, int64_t step, const CheckpointCont
     for (size_t i = static_cast<size_t>(keep); i < all.size(); ++i) {
       // Renamed first, so that a removal cut short leaves no half checkpoint under a checkpoint's
       // name.
-      const fs::path doomed = all[i].parent_path() / (kTemporary + all[i].filename().string());
+      const fs::path doomed = all[i].parent_path() / (kDoomed + all[i].filename().string());
       std::error_code ignored;
       fs::rename(all[i], doomed, ignored);
       fs::remove_all(doomed, ignored);
@@ -138,7 +100,7 @@ fs::path save_checkpoint(const fs::path& run, int64_t step, const CheckpointCont
 }
 
 void save_final(const fs::path& run, const CheckpointContents& contents, Dtype stored) {
-  write_directory(run / "final", [&](const fs::path& directory) {
+  write_directory_atomically(run / "final", [&](const fs::path& directory) {
     write_model(directory, contents.model, contents.parameters, contents.optimizer.weights(),
                 contents.optimizer.weights_dtype(), stored, contents.tokenizer);
   });

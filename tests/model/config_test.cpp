@@ -357,12 +357,11 @@ TEST(Config, LlamaBiasesDefaultsAndRefusals) {
   }
 }
 
-TEST(Config, OtherFamiliesAreNamedAsUnsupported) {
-  for (const char* type : {"gpt2", "mistral", "qwen2", "qwen3", "gpt_neox"}) {
-    const Json json = {{"model_type", type}};
-    EXPECT_THROW(parse_model_config(json, "t"), UnsupportedError) << type;
-    EXPECT_NE(problem_of(json).find("heirloom, llama"), std::string::npos);
-  }
+TEST(Config, UnknownFamiliesNameTheNearest) {
+  const Json json = {{"model_type", "qwen4"}};
+  EXPECT_THROW(parse_model_config(json, "t"), ConfigError);
+  EXPECT_NE(problem_of(json).find("heirloom, llama"), std::string::npos);
+  EXPECT_NE(problem_of(json).find("did you mean \"qwen"), std::string::npos) << problem_of(json);
 }
 
 TEST(Config, WithModelType) {
@@ -379,7 +378,7 @@ TEST(Config, WithModelType) {
   EXPECT_EQ(back["architectures"], Json::array({"LlamaForCausalLM"}));
   h.kv_sharing.scheme = "skipv1";
   EXPECT_THROW(model_config_json(with_model_type(h, "llama")), ConfigError);
-  EXPECT_THROW(with_model_type(c, "gpt2"), UnsupportedError);
+  EXPECT_THROW(with_model_type(c, "no_such"), ConfigError);
 }
 
 struct Preset {

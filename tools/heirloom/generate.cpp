@@ -232,8 +232,7 @@ int run_generate(const GenerateCommand& options) {
   std::optional<Tokenizer> tokenizer;
   const fs::path tokenizer_path =
       options.tokenizer.empty() ? fs::path(options.model) : fs::path(options.tokenizer);
-  if (!options.tokenizer.empty() || fs::exists(tokenizer_path / "tokenizer.json") ||
-      fs::exists(tokenizer_path / "tokenizer.model")) {
+  if (!options.tokenizer.empty() || Tokenizer::is_in(tokenizer_path)) {
     tokenizer.emplace(Tokenizer::load(tokenizer_path));
   }
   const Tokenizer* tokens = tokenizer ? &*tokenizer : nullptr;

@@ -93,9 +93,7 @@ Json model_info(const std::string& path) {
       {"embedding", count.embedding}, {"attention", count.attention},         {"mlp", count.mlp},
       {"norm", count.norm},           {"depth_average", count.depth_average}, {"head", count.head},
       {"total", count.total()}};
-  Dtype cache = Dtype::kFloat32;
-  if (c.stored_dtype == "bfloat16" || c.stored_dtype == "float16") cache = Dtype::kBFloat16;
-  const Json kv = kv_report(c, build_kv_layout(c, build_kv_plan(c)), cache);
+  const Json kv = kv_report(c, build_kv_layout(c, build_kv_plan(c)), cache_dtype(c));
   Json info = {{"path", path},
                {"config", model_config_json(c)},
                {"parameters", parameters},

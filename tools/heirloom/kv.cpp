@@ -32,13 +32,6 @@ ModelConfig load_config(const KvOptions& options) {
   return parse_model_config(json, options.config);
 }
 
-Dtype stored_dtype(const ModelConfig& config) {
-  // float16 weights are cached in the half-width type of this library.
-  if (config.stored_dtype == "bfloat16" || config.stored_dtype == "float16")
-    return Dtype::kBFloat16;
-  return config.stored_dtype == "float64" ? Dtype::kFloat64 : Dtype::kFloat32;
-}
-
 /// "24GiB", "80GB", "512MiB", "1e9": bytes.
 double parse_memory(const std::string& text) {
   struct Unit {
@@ -203,7 +196,7 @@ int run_kv(const KvOptions& options) {
   }
   apply_common_options(options.common);
   const ModelConfig config = load_config(options);
-  const Dtype dtype = parse_dtype(options.common.dtype, stored_dtype(config));
+  const Dtype dtype = parse_dtype(options.common.dtype, cache_dtype(config));
   const KvLayout layout = build_kv_layout(config, build_kv_plan(config));
   const int64_t element_bytes = dtype_size(dtype);
   const Frontier frontier =

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -100,6 +101,12 @@ class AtomicFile {
   std::optional<FileWriter> writer_;
   bool finished_ = false;
 };
+
+/// A directory that is complete or absent: `fill` writes its files under a temporary name
+/// (".writing-<name>" beside it), which is made durable and then takes the place of `path`, in one
+/// step where that exists. On any failure `path` is untouched. Parents are created.
+void write_directory_atomically(const fs::path& path,
+                                const std::function<void(const fs::path& temporary)>& fill);
 
 /// A content hash against damage, not malice: multiply and rotate over 8-byte words, streaming.
 /// Equal bytes give equal hashes on every platform, however they are cut into calls.

@@ -62,6 +62,10 @@ struct KvLayout {
 
 KvLayout build_kv_layout(const ModelConfig& config, const KvPlan& plan);
 
+/// What a model's keys and values are cached in when nothing else is asked for: its stored dtype,
+/// float16 in the half-width type of this library.
+Dtype cache_dtype(const ModelConfig& config);
+
 /// The object that `heirloom kv --json` prints (layers 1-based).
 Json kv_report(const ModelConfig& config, const KvLayout& layout, Dtype cache_dtype);
 

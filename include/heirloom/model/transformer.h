@@ -77,8 +77,4 @@ class Transformer {
   int64_t rope_positions_ = 0;
 };
 
-/// Forward and backward FLOPs of one training token at sequence length T, from the kernels' own
-/// cost functions.
-double training_flops_per_token(const ModelConfig& config, int64_t sequence_length);
-
 }  // namespace heirloom

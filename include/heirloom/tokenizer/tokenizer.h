@@ -35,10 +35,13 @@ struct DecodeOptions {
 /// threads at once.
 class Tokenizer {
  public:
-  /// `path` is a tokenizer.json, a SentencePiece .model, or a directory holding tokenizer.json or
-  /// tokenizer.model (the first wins; tokenizer_config.json, where present, names bos and eos).
-  /// IoError, FormatError or UnsupportedError.
+  /// `path` is a tokenizer.json, a SentencePiece .model, or a directory holding tokenizer.json,
+  /// tokenizer.model, or vocab.json and merges.txt as GPT-2's and Qwen2's slow tokenizers write them
+  /// (the first wins; tokenizer_config.json, where present, names bos and eos). IoError, FormatError
+  /// or UnsupportedError.
   static Tokenizer load(const fs::path& path);
+  /// Whether a directory holds any of these.
+  static bool is_in(const fs::path& directory);
   /// The same from memory; `origin` names the source in messages.
   static Tokenizer from_json(std::string text, const std::string& origin);
   static Tokenizer from_sentencepiece(std::string model, const std::string& origin);

@@ -4,10 +4,13 @@
 namespace heirloom {
 
 extern const ModelFamily kHeirloomFamily;
-extern const ModelFamily kLlamaFamily;
+extern const ModelFamily kLlamaFamily, kMistralFamily, kQwen2Family, kQwen3Family;
+extern const ModelFamily kGpt2Family, kGptNeoxFamily;
 
 namespace {
-constexpr const ModelFamily* kFamilies[] = {&kHeirloomFamily, &kLlamaFamily};
+constexpr const ModelFamily* kFamilies[] = {&kHeirloomFamily, &kLlamaFamily, &kMistralFamily,
+                                            &kQwen2Family,    &kQwen3Family, &kGpt2Family,
+                                            &kGptNeoxFamily};
 }
 
 const ModelFamily* find_model_family(std::string_view model_type) {

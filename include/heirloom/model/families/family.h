@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A family is one model_type: how its config.json is read into a ModelConfig and written back. One
-// file per family in src/model/families, one line in the list of families.cpp.
+// A family is one model_type: how its config.json is read into a ModelConfig and written back, and
+// where its files keep each tensor. One file per family in src/model/families, one line in the list of families.cpp.
 #pragma once
 
 #include <string>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "heirloom/model/config.h"
+#include "heirloom/model/weight_source.h"
 
 namespace heirloom {
 
@@ -24,6 +25,12 @@ struct ModelFamily {
   /// express the config.
   Json (*write)(const ModelConfig& config);
   bool keeps_unknown_keys;
+  /// Where a tensor of ours lies in the family's files; nullptr: under its own name, as it is.
+  TensorPlace (*place)(const ModelConfig& config, const TensorShape& ours) = nullptr;
+  /// What the names of a model with its head begin with; files of the bare model leave it out.
+  const char* prefix = "model.";
+  /// Ends of names that are no weights: rope tables, attention masks.
+  std::vector<const char*> buffers = {"rotary_emb.inv_freq"};
 };
 
 /// nullptr when there is none.
