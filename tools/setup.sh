@@ -10,6 +10,7 @@ packages=(
   libdnnl-dev          # matrix products
   ocl-icd-opencl-dev   # nothing here uses OpenCL, but Debian's oneDNN package looks for it
   libcli11-dev         # command line
+  libeigen3-dev        # singular values, for conversion
   nlohmann-json3-dev libfmt-dev libpcre2-dev libutf8proc-dev libzstd-dev zlib1g-dev
   libgtest-dev libgmock-dev
   bible-kjv            # the quickstart's text

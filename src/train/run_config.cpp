@@ -226,6 +226,9 @@ RunConfig parse_run_config(const Json& json, const std::string& origin) {
     problems.add("model", "expected a path, a preset name or an object; got nothing");
   }
   c.init_from = read_string(r, "init_from", problems);
+  for (const char* key : {"convert", "uptrain"}) {
+    if (r.take(key)) problems.add(key, "expected in a config for heirloom uptrain only");
+  }
   static const Json kEmpty = Json::object();
   const auto section = [&](const char* key) -> const Json& {
     const Json* object = r.object(key);

@@ -194,13 +194,8 @@ class Run {
   CheckpointContents contents() {
     Json trainer = {
         {"step", step_}, {"tokens", step_ * tokens_per_step()}, {"config", config_.resolved}};
-    return {config_.model, model_.parameters(), optimizer_, tokenizer_file(), std::move(trainer)};
-  }
-
-  fs::path tokenizer_file() const {
-    if (config_.data.tokenizer.empty()) return {};
-    const fs::path path = config_.data.tokenizer;
-    return fs::is_directory(path) ? path / "tokenizer.json" : path;
+    return {config_.model, model_.parameters(), optimizer_, config_.data.tokenizer,
+            std::move(trainer)};
   }
 
   int64_t tokens_per_step() const {
@@ -392,6 +387,7 @@ class Run {
     report.kv = kv_report(config_.model, model_.layout(), config_.train.dtype);
     report.tables = {parameter_table(config_.model), memory_table(plan_.memory)};
     report.samples = samples_;
+    report.reference_lines = options_.references;
     write_file_atomically(run_ / "report.html", render_html(report));
   }
 

@@ -62,6 +62,8 @@ Dtype parse_dtype(const std::string& text, Dtype fallback);
 void write_json_result(const CommonOptions& options, const Json& object);
 
 void add_train_command(Cli& cli);
+void add_uptrain_command(Cli& cli);
+void add_convert_command(Cli& cli);
 void add_perplexity_command(Cli& cli);
 void add_generate_command(Cli& cli);
 void add_kv_command(Cli& cli);

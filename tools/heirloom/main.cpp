@@ -61,6 +61,8 @@ int main(int argc, char** argv) {
   cli.app.require_subcommand(1);
   cli.app.set_version_flag("--version", "heirloom " HEIRLOOM_VERSION);
   add_train_command(cli);
+  add_uptrain_command(cli);
+  add_convert_command(cli);
   add_perplexity_command(cli);
   add_generate_command(cli);
   add_kv_command(cli);

@@ -1,23 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "training.h"
+
 #include <cstdio>
 
-#include "command.h"
 #include "heirloom/core/device_runtime.h"
-#include "heirloom/core/error.h"
-#include "heirloom/core/log.h"
-#include "heirloom/train/trainer.h"
 #include "sampling.h"
 
 namespace heirloom::cli {
 namespace {
-
-struct TrainCommand {
-  CommonOptions common;
-  std::string config, preset, resume = "auto";
-  std::vector<std::string> settings;
-  bool dry_run = false;
-  int64_t memory_limit = 0;
-};
 
 Json dry_run_json(const RunConfig& config, const StepPlan& plan) {
   const ParameterCount count = count_parameters(config.model);
@@ -67,10 +57,31 @@ void print_dry_run(const RunConfig& config, const StepPlan& plan) {
   std::printf("Config\n%s\n", dump_json(config.resolved, 2).c_str());
 }
 
-int run_train(const TrainCommand& options) {
-  const Device device = apply_common_options(options.common, Devices::kAll);
+}  // namespace
+
+void add_training_options(CLI::App* command, TrainingOptions& options, const char* preset_help) {
+  add_common_options(command, options.common);
+  auto* config =
+      command->add_option("--config", options.config, "run config (JSON, comments allowed)");
+  auto* preset = command->add_option("--preset", options.preset, preset_help);
+  config->excludes(preset);
+  command->add_option("--set", options.settings, "path=value, over config or preset; repeatable");
+  command
+      ->add_option("--resume", options.resume,
+                   "auto: continue where there is a checkpoint; never; must")
+      ->check(CLI::IsMember({"auto", "never", "must"}))
+      ->capture_default_str();
+  command->add_flag("--dry-run", options.dry_run,
+                    "print parameters, memory, FLOPs and the resolved config; train nothing");
+  command
+      ->add_option("--memory-limit", options.memory_limit,
+                   "bytes the run may use (default: what is available)")
+      ->transform(CLI::AsSizeValue(false));
+}
+
+Json training_json(const TrainingOptions& options, std::string& origin) {
   Json json = Json::object();
-  std::string origin = "--set";
+  origin = "--set";
   if (!options.preset.empty()) {
     json = preset_run(options.preset);
     origin = "preset " + options.preset;
@@ -79,21 +90,35 @@ int run_train(const TrainCommand& options) {
     origin = options.config;
   }
   for (const std::string& setting : options.settings) apply_setting(json, setting);
-  const RunConfig config = parse_run_config(json, origin);
+  return json;
+}
+
+namespace {
+
+int64_t memory_limit(const TrainingOptions& options, const Device& device) {
+  return options.memory_limit > 0 ? options.memory_limit
+                                  : device_runtime(device.kind).available_bytes(device.index);
+}
+
+}  // namespace
+
+void dry_run(const TrainingOptions& options, const RunConfig& config, const Device& device,
+             const Json& more) {
   const StepPlan plan = plan_step(config, config.train.micro_batch_size, device);
-  if (options.dry_run) {
-    if (options.common.json.empty()) {
-      print_dry_run(config, plan);
-    } else {
-      write_json_result(options.common, dry_run_json(config, plan));
-    }
-    check_memory(config, plan,
-                 options.memory_limit > 0
-                     ? options.memory_limit
-                     : device_runtime(device.kind).available_bytes(device.index),
-                 device);
-    return kDone;
+  if (options.common.json.empty()) {
+    print_dry_run(config, plan);
+  } else {
+    Json json = dry_run_json(config, plan);
+    json.update(more);
+    write_json_result(options.common, json);
   }
+  check_memory(config, plan, memory_limit(options, device), device);
+}
+
+ExitCode run_training(const TrainingOptions& options, const RunConfig& config, const Device& device,
+                      const std::function<std::vector<ReferenceLine>()>& prepare) {
+  const StepPlan plan = plan_step(config, config.train.micro_batch_size, device);
+  check_memory(config, plan, memory_limit(options, device), device);
   install_stop_signals();
   TrainerOptions trainer;
   trainer.device = device;
@@ -103,34 +128,31 @@ int run_train(const TrainCommand& options) {
   trainer.memory_limit = options.memory_limit;
   trainer.quiet = options.common.quiet;
   trainer.roof_flops = peak_flops(device, config.train.dtype);
+  if (prepare) trainer.references = prepare();
   TrainerHooks hooks;
   if (!config.data.tokenizer.empty()) hooks.sample = sampling_hook(config);
   return train(config, plan, hooks, trainer) == TrainOutcome::kFinished ? kDone : kStoppedBySignal;
+}
+
+namespace {
+
+int run_train(const TrainingOptions& options) {
+  const Device device = apply_common_options(options.common, Devices::kAll);
+  std::string origin;
+  const Json json = training_json(options, origin);
+  const RunConfig config = parse_run_config(json, origin);
+  if (!options.dry_run) return run_training(options, config, device);
+  dry_run(options, config, device);
+  return kDone;
 }
 
 }  // namespace
 
 void add_train_command(Cli& cli) {
   CLI::App* command = cli.app.add_subcommand("train", "pretrain a model");
-  auto options = std::make_shared<TrainCommand>();
-  add_common_options(command, options->common);
-  auto* config =
-      command->add_option("--config", options->config, "run config (JSON, comments allowed)");
-  auto* preset = command->add_option("--preset", options->preset,
-                                     "a recipe of the paper: llama-60m, gpt2-125m-skipv1, ...");
-  config->excludes(preset);
-  command->add_option("--set", options->settings, "path=value, over config or preset; repeatable");
-  command
-      ->add_option("--resume", options->resume,
-                   "auto: continue where there is a checkpoint; never; must")
-      ->check(CLI::IsMember({"auto", "never", "must"}))
-      ->capture_default_str();
-  command->add_flag("--dry-run", options->dry_run,
-                    "print parameters, memory, FLOPs and the resolved config; train nothing");
-  command
-      ->add_option("--memory-limit", options->memory_limit,
-                   "bytes the run may use (default: what is available)")
-      ->transform(CLI::AsSizeValue(false));
+  auto options = std::make_shared<TrainingOptions>();
+  add_training_options(command, *options,
+                       "a recipe of the paper: llama-60m, gpt2-125m-skipv1, ...");
   command->callback([&cli, options] { cli.action = [options] { return run_train(*options); }; });
 }
 

@@ -28,6 +28,7 @@ struct TrainerOptions {
   int64_t memory_limit = 0;  ///< bytes; 0: what the device has available
   double roof_flops = 0;     ///< of this machine in the run's dtype; 0: unknown, no MFU
   bool quiet = false;
+  std::vector<ReferenceLine> references;  ///< levels that the report shows beside the losses
 };
 
 enum class TrainOutcome { kFinished, kStoppedBySignal };

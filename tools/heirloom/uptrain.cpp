@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// heirloom uptrain: conversion and continued training in one resumable run. The recipe is
+// SkipV1Former's (arXiv 2510.16807, section 5.1 and appendix): everything as the original was
+// pretrained but for 1.5 times its final learning rate, warmed up again over 1% of the new budget and
+// decayed by cosine to 10%, without dropout, with fresh optimizer state.
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "conversion.h"
+#include "heirloom/core/log.h"
+#include "heirloom/io/field_reader.h"
+#include "heirloom/report/metrics_log.h"
+#include "heirloom/tokenizer/tokenizer.h"
+#include "heirloom/train/checkpoint_directory.h"
+#include "training.h"
+
+namespace heirloom::cli {
+namespace {
+
+constexpr double kLearningRateFactor = 1.5, kWarmupRatio = 0.01, kMinLearningRateRatio = 0.1;
+
+struct UptrainCommand {
+  TrainingOptions training;
+  std::string from, tokenizer, kv_sharing, method, original, from_scratch, output;
+  int64_t kv_heads = 0;
+  double share = 0;
+};
+
+/// `over` on top of `under`, section by section.
+Json merged(Json under, const Json& over) {
+  if (!under.is_object() || !over.is_object()) return over;
+  for (const auto& [key, value] : over.items()) {
+    under[key] = under.contains(key) ? merged(under[key], value) : value;
+  }
+  return under;
+}
+
+/// The run that trained a model directory (<run>/final, <run>/checkpoints/step-...), or nothing.
+std::string run_of(const fs::path& model) {
+  fs::path path = fs::absolute(model).lexically_normal();
+  if (path.filename().empty()) path = path.parent_path();
+  for (const fs::path& run : {path.parent_path(), path.parent_path().parent_path()}) {
+    if (fs::exists(run / "config.json") && fs::exists(run / "metrics.jsonl")) return run.string();
+  }
+  return {};
+}
+
+/// How the original was trained: a run directory's config, or a preset's.
+struct Original {
+  std::string name;  ///< empty: not known
+  Json json;
+  RunConfig config;
+};
+
+Original find_original(const std::string& name, const fs::path& model, const std::string& preset) {
+  Original original;
+  original.name = !name.empty() ? name : !preset.empty() ? preset : run_of(model);
+  if (original.name.empty()) return original;
+  const fs::path file = fs::path(original.name) / "config.json";
+  original.json = fs::exists(file) ? read_json_file(file.string()) : preset_run(original.name);
+  for (const char* key : {"convert", "uptrain"}) original.json.erase(key);
+  Json complete = original.json;
+  if (!complete.contains("output")) complete["output"] = "-";
+  if (!complete["data"].contains("train")) complete["data"]["train"] = "-";
+  original.config = parse_run_config(complete, original.name);
+  return original;
+}
+
+/// What a run config says unless the user does.
+Json recipe(const Original& original, double share) {
+  Json json = Json::object();
+  json["train"]["dropout"] = {{"embedding", 0}, {"attention", 0}, {"residual", 0}};
+  json["schedule"] = {
+      {"name", "cosine"}, {"warmup_ratio", kWarmupRatio}, {"min_lr_ratio", kMinLearningRateRatio}};
+  if (original.name.empty()) return json;
+  const RunConfig& run = original.config;
+  json["data"] = original.json.value("data", Json::object());
+  Json train = original.json.value("train", Json::object());
+  for (const char* key : {"init", "steps", "sample_every"}) train.erase(key);
+  // Other batches than those that the original began with.
+  train["seed"] = run.train.seed + 1;
+  json["train"] = merged(std::move(train), json["train"]);
+  if (share > 0) {
+    json["train"]["steps"] =
+        std::max<int64_t>(1, std::llround(share * static_cast<double>(run.train.steps)));
+  }
+  json["optimizer"] = original.json.value("optimizer", Json::object());
+  json["optimizer"]["lr"] = kLearningRateFactor * learning_rate(run.schedule, run.optimizer.lr,
+                                                                run.train.steps, run.train.steps);
+  return json;
+}
+
+double training_flops(const RunConfig& run) {
+  return static_cast<double>(run.train.steps * run.train.batch_size * run.train.sequence_length) *
+         plan_step(run, run.train.micro_batch_size).flops_per_token;
+}
+
+/// The loss of a model on the run's validation batches.
+double validation_loss(const RunConfig& run, const fs::path& directory, const Device& device) {
+  const int64_t length = run.train.sequence_length;
+  SequenceOptions reading;
+  reading.vocab_size = run.model.vocab_size;
+  SequenceSet data = read_sequences(run.data.validation, reading);
+  int64_t sequences = (static_cast<int64_t>(data.tokens.size()) - 1) / length;
+  if (run.train.eval_batches > 0) {
+    sequences = std::min(sequences, run.train.eval_batches * run.train.batch_size);
+  }
+  data.begins = {0, sequences * length + 1};
+  PerplexityOptions options;
+  options.context = options.stride = length;
+  options.tokens_per_pass = run.train.micro_batch_size * length;
+  const auto model = load_imported(import_model(directory), device, run.train.dtype);
+  return evaluate_perplexity(*model, data, options).nll_mean();
+}
+
+/// Losses that the report shows as lines, computed once per run directory.
+std::vector<ReferenceLine> references(const RunConfig& run, const UptrainCommand& o,
+                                      const Device& device) {
+  if (run.data.validation.empty()) return {};
+  const fs::path file = fs::path(run.output) / "references.json";
+  Json known = fs::exists(file) ? read_json_file(file.string()) : Json::object();
+  std::vector<ReferenceLine> lines;
+  const auto add = [&](const char* name, const fs::path& model) {
+    const std::string key = fmt::format("{}: {}", name, model.string());
+    if (!known.contains(key)) {
+      known[key] = validation_loss(run, model, device);
+      write_file_atomically(file, dump_json(known, 2) + "\n");
+    }
+    lines.push_back({name, known[key].get<double>()});
+    log(LogLevel::kInfo, fmt::format("{}: validation loss {:.4f}", name, lines.back().value));
+  };
+  add("original", o.from);
+  if (!o.from_scratch.empty()) {
+    const fs::path path = o.from_scratch;
+    add("from scratch", fs::exists(path / "final") ? path / "final" : path);
+  }
+  return lines;
+}
+
+Json text_or(const Json& section, const char* key, const std::string& option) {
+  if (!option.empty()) return option;
+  return section.is_object() && section.contains(key) ? section[key] : Json();
+}
+
+std::string string_of(const Json& value, const char* key) {
+  if (value.is_null()) return {};
+  if (value.is_string()) return value.get<std::string>();
+  throw_error<ConfigError>("[uptrain] {}: expected a string; got {}", key, dump_json(value));
+}
+
+/// "convert" of the config, under the command's options.
+ConvertOptions convert_options(const UptrainCommand& o, const Json& section) {
+  Problems problems("uptrain config");
+  FieldReader fields(section, "convert", problems);
+  ConvertOptions options;
+  if (const Json* sharing = fields.take("kv_sharing")) options.kv_sharing = *sharing;
+  if (options.kv_sharing.is_string()) {
+    options.kv_sharing = parse_kv_sharing(options.kv_sharing.get<std::string>());
+  }
+  options.kv_heads = fields.integer("kv_heads", 0, 1, 4096);
+  options.method = string_of(text_or(section, "method", o.method), "convert.method");
+  if (options.method.empty()) options.method = "mean-v";
+  fields.allow("method");
+  fields.reject_unknown();
+  problems.throw_if_any();
+  if (!o.kv_sharing.empty()) options.kv_sharing = parse_kv_sharing(o.kv_sharing);
+  if (o.kv_heads > 0) options.kv_heads = o.kv_heads;
+  return options;
+}
+
+double loss_at(const fs::path& run, int64_t step) {
+  double loss = std::nan("");
+  for (const Json& line : read_metrics(run / "metrics.jsonl")) {
+    if (line.contains("val_loss") && line.value("step", int64_t{-1}) == step) {
+      loss = line.at("val_loss").is_number() ? line.at("val_loss").get<double>() : loss;
+    }
+  }
+  return loss;
+}
+
+int run_uptrain(UptrainCommand o) {
+  const Device device = apply_common_options(o.training.common, Devices::kAll);
+  // Here --preset names the recipe that the original was trained by.
+  const std::string preset = std::exchange(o.training.preset, "");
+  std::string origin;
+  Json json = training_json(o.training, origin);
+  if (!o.output.empty()) json["output"] = o.output;
+  const Json convert = json.value("convert", Json::object());
+  const Json section = json.value("uptrain", Json::object());
+  json.erase("convert");
+  json.erase("uptrain");
+  for (const char* key : {"model", "init_from"}) {
+    if (json.contains(key)) {
+      log(LogLevel::kWarning,
+          fmt::format("{}: {} is passed over: the model comes from --from", origin, key));
+      json.erase(key);
+    }
+  }
+  Problems problems(origin);
+  FieldReader fields(section, "uptrain", problems);
+  const double share = o.share > 0 ? o.share : fields.number("share", 0.0, {0, 1e3});
+  o.original = string_of(text_or(section, "original", o.original), "uptrain.original");
+  o.from_scratch =
+      string_of(text_or(section, "from_scratch", o.from_scratch), "uptrain.from_scratch");
+  for (const char* key : {"share", "original", "from_scratch"}) fields.allow(key);
+  fields.reject_unknown();
+  problems.throw_if_any();
+
+  const ImportedModel from = import_model(o.from, o.tokenizer);
+  const ConvertOptions options = convert_options(o, convert);
+  ConversionPlan plan = plan_conversion(from.config, options);
+  const Original original = find_original(o.original, o.from, preset);
+
+  json = merged(recipe(original, share), json);
+  json["model"] = model_config_json(plan.config);
+  const fs::path run = json.contains("output") && json["output"].is_string()
+                           ? json["output"].get<std::string>()
+                           : std::string();
+  const fs::path initial = run / "initial";
+  json["init_from"] = initial.string();
+  if (!json["data"].contains("tokenizer") &&
+      (!from.tokenizer_json.empty() || (fs::is_directory(o.from) && Tokenizer::is_in(o.from)))) {
+    json["data"]["tokenizer"] = initial.string();
+  }
+  if (original.name.empty()) {
+    if (share > 0) {
+      throw_error<ConfigError>(
+          "[uptrain] share: expected to know how the original was trained; got a model outside a "
+          "run directory; name its run or preset with --original, or give train.steps");
+    }
+    if (!json.contains("optimizer") || !json["optimizer"].contains("lr")) {
+      throw_error<ConfigError>(
+          "[uptrain] optimizer.lr: expected the learning rate (the paper's: 1.5 times the "
+          "original's last); got none, nor the original's run or preset (--original)");
+    }
+  }
+  RunConfig config = parse_run_config(json, origin);
+  config.resolved["convert"] = {{"kv_sharing", options.kv_sharing},
+                                {"kv_heads", options.kv_heads},
+                                {"method", options.method}};
+
+  Json summary = {{"from", o.from}, {"conversion", conversion_json(from.config, plan, options)}};
+  const bool talk = o.training.common.json != "-";
+  if (talk) print_conversion(from.config, plan);
+  if (!original.name.empty()) {
+    const double of_steps =
+        static_cast<double>(config.train.steps) / static_cast<double>(original.config.train.steps);
+    const double of_flops = training_flops(config) / training_flops(original.config);
+    summary["share_of_original_steps"] = of_steps;
+    summary["share_of_original_compute"] = of_flops;
+    if (talk) {
+      std::printf("\n%lld steps: %.1f %% of the original's %lld, %.1f %% of its compute (FLOPs)\n",
+                  static_cast<long long>(config.train.steps), 100 * of_steps,
+                  static_cast<long long>(original.config.train.steps), 100 * of_flops);
+    }
+  }
+  if (o.training.dry_run) {
+    dry_run(o.training, config, device, summary);
+    return kDone;
+  }
+
+  std::vector<ReferenceLine> lines;
+  const auto prepare = [&] {
+    if (!newest_checkpoint(run)) {
+      fs::create_directories(run);
+      convert_model(from, plan, options, initial);
+    }
+    return lines = references(config, o, device);
+  };
+  const ExitCode code = run_training(o.training, config, device, prepare);
+  if (code != kDone) return code;
+
+  Json losses = Json::object();
+  for (const ReferenceLine& line : lines) losses[line.name] = line.value;
+  if (!config.data.validation.empty()) {
+    losses["converted"] = loss_at(run, 0);
+    losses["uptrained"] = loss_at(run, config.train.steps);
+  }
+  summary["validation_loss"] = losses;
+  summary["output"] = run.string();
+  if (talk) {
+    if (!losses.empty()) std::printf("\n%-24s %10s\n", "validation loss", "");
+    for (const auto& [name, loss] : losses.items()) {
+      std::printf("%-24s %10.4f\n", name.c_str(), loss.get<double>());
+    }
+  }
+  write_json_result(o.training.common, summary);
+  return kDone;
+}
+
+}  // namespace
+
+void add_uptrain_command(Cli& cli) {
+  CLI::App* command = cli.app.add_subcommand(
+      "uptrain", "convert a checkpoint and continue its training, in one resumable run");
+  auto o = std::make_shared<UptrainCommand>();
+  command->add_option("--from", o->from, "model directory, .gguf or llama2.c .bin")->required();
+  add_training_options(command, o->training,
+                       "the recipe the original was trained by: gpt2-125m, llama-60m, ...");
+  command->add_option("--tokenizer", o->tokenizer,
+                      "llama2.c: its tokenizer.bin or SentencePiece .model");
+  command->add_option("--kv-sharing", o->kv_sharing,
+                      "scheme: JSON or a bare name [convert.kv_sharing]");
+  command->add_option("--kv-heads", o->kv_heads, "KV heads [convert.kv_heads, else as they are]")
+      ->check(CLI::Range(int64_t{1}, int64_t{4096}));
+  command->add_option("--method", o->method,
+                      convert_methods_help() + "\n[convert.method, else mean-v]");
+  command
+      ->add_option("--share", o->share,
+                   "share of the original's steps, 0.1 for 10% [uptrain.share]")
+      ->check(CLI::Range(0.0, 1000.0));
+  command->add_option("--original", o->original,
+                      "run directory or preset that the original was trained by [uptrain.original, "
+                      "else the run that --from lies in]");
+  command->add_option("--from-scratch", o->from_scratch,
+                      "run or model directory of the target trained from scratch: its loss is a "
+                      "line in the report [uptrain.from_scratch]");
+  command->add_option("--output", o->output, "run directory [output]");
+  command->callback([&cli, o] { cli.action = [o] { return run_uptrain(*o); }; });
+}
+
+}  // namespace heirloom::cli
