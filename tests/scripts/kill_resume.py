@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kills `heirloom train` at random moments and holds the resumed runs to the uninterrupted one, bit for bit.
 
-Usage: tests/scripts/kill_resume.py [--binary build/release/heirloom] [--kills 50] [--seed 0] [--dtype float32]
+Usage: tests/scripts/kill_resume.py [--binary build/release/heirloom] [--kills 50] [--seed 0] [--dtype float32] [--uptrain]
 
 One tiny run goes to its end undisturbed. Then, --kills times, the same run starts in a fresh folder, is killed with
 SIGKILL at a random moment (one time in three its resumption is killed too), and is resumed until it finishes. After
 every kill each checkpoint under its own name must be complete; at the end metrics.jsonl (loss, grad_norm, lr, tokens,
 val_loss of every step, each once), final/ and the last checkpoint must equal the undisturbed run's. Last, SIGTERM,
-SIGINT and SIGUSR1 must each save, exit with 75, and resume to the same end.
+SIGINT and SIGUSR1 must each save, exit with 75, and resume to the same end. With --uptrain the run is `heirloom uptrain`
+from a plain model: conversion, reference losses and training.
 """
 
 import argparse
@@ -54,6 +55,7 @@ def write_config(folder, dtype, generator):
     config = {
         "model": MODEL,
         "data": {"train": str(folder / "train.bin"), "validation": str(folder / "validation.bin")},
+        "output": str(folder / "source"),
         "train": {"steps": 40, "batch_size": 8, "micro_batch_size": 4, "sequence_length": 64, "seed": 7, "dtype": dtype,
                   "eval_every": 10, "eval_batches": 2, "dropout": {"embedding": 0.1, "attention": 0.1, "residual": 0.1}},
         "optimizer": {"lr": 0.003},
@@ -65,8 +67,23 @@ def write_config(folder, dtype, generator):
 
 
 class Runner:
-    def __init__(self, binary, config):
-        self.command = [str(binary), "train", "--config", str(config), "--threads", "1", "--quiet"]
+    def __init__(self, binary, config, command):
+        self.command = [str(binary), *command, "--config", str(config), "--threads", "1", "--quiet"]
+
+    @classmethod
+    def training(cls, binary, config):
+        return cls(binary, config, ["train"])
+
+    @classmethod
+    def uptraining(cls, binary, config):
+        """Of a model that the same config trains for three steps, without sharing."""
+        plain = ["--set", "model.kv_sharing={\"scheme\": \"none\"}", "--set", "train.steps=3"]
+        subprocess.run([str(binary), "train", "--config", str(config), "--threads", "1", "--quiet", *plain], check=True)
+        run = json.loads(config.read_text())
+        source = Path(run.pop("output")) / "final"
+        run["convert"] = {"kv_sharing": run.pop("model")["kv_sharing"], "method": "mean-v"}
+        config.write_text(json.dumps(run))
+        return cls(binary, config, ["uptrain", "--from", str(source)])
 
     def start(self, output, save_every):
         return subprocess.Popen(
@@ -184,11 +201,13 @@ def main():
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--uptrain", action="store_true")
     arguments = parser.parse_args()
     generator = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="heirloom-kill-resume-") as name:
         folder = Path(name)
-        runner = Runner(arguments.binary, write_config(folder, arguments.dtype, generator))
+        start = Runner.uptraining if arguments.uptrain else Runner.training
+        runner = start(arguments.binary, write_config(folder, arguments.dtype, generator))
         reference = folder / "reference"
         begin = time.monotonic()
         runner.finish(reference, 2)

@@ -213,7 +213,11 @@ int run_uptrain(UptrainCommand o) {
   ConversionPlan plan = plan_conversion(from.config, options);
   const Original original = find_original(o.original, o.from, preset);
 
-  json = merged(recipe(original, share), json);
+  Json defaults = recipe(original, share);
+  if (json.contains("schedule") && json["schedule"].contains("warmup_steps")) {
+    defaults["schedule"].erase("warmup_ratio");
+  }
+  json = merged(std::move(defaults), json);
   json["model"] = model_config_json(plan.config);
   const fs::path run = json.contains("output") && json["output"].is_string()
                            ? json["output"].get<std::string>()
