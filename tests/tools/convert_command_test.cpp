@@ -30,13 +30,14 @@ class ConvertCommand : public test::BinaryTest {
 
   std::string path(const std::string& name) { return (folder_ / name).string(); }
   test::BinaryResult convert(std::vector<std::string> more) {
-    std::vector<std::string> all = {"convert", "--from", path("plain"), "--quiet"};
+    std::vector<std::string> all = {"convert",   "--from", path("plain"),
+                                    "--threads", "1",      "--quiet"};
     all.insert(all.end(), more.begin(), more.end());
     return run_binary(all);
   }
   double perplexity(const std::string& model) {
     const auto r = run_binary({"perplexity", "--model", path(model), "--data", path("tokens.bin"),
-                               "--context", "16", "--quiet", "--json", "-"});
+                               "--context", "16", "--threads", "1", "--quiet", "--json", "-"});
     EXPECT_EQ(r.code, 0) << r.err;
     return r.code == 0 ? Json::parse(r.out)["perplexity"].get<double>() : 0;
   }

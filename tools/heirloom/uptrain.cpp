@@ -12,13 +12,13 @@
 #include "heirloom/core/log.h"
 #include "heirloom/io/field_reader.h"
 #include "heirloom/report/metrics_log.h"
-#include "heirloom/tokenizer/tokenizer.h"
 #include "heirloom/train/checkpoint_directory.h"
 #include "training.h"
 
 namespace heirloom::cli {
 namespace {
 
+constexpr int64_t kSavesPerRun = 10;  // where nothing says how often
 constexpr double kLearningRateFactor = 1.5, kWarmupRatio = 0.01, kMinLearningRateRatio = 0.1;
 
 struct UptrainCommand {
@@ -139,6 +139,7 @@ std::vector<ReferenceLine> references(const RunConfig& run, const UptrainCommand
   return lines;
 }
 
+/// The option, else the config's.
 Json text_or(const Json& section, const char* key, const std::string& option) {
   if (!option.empty()) return option;
   return section.is_object() && section.contains(key) ? section[key] : Json();
@@ -180,22 +181,73 @@ double loss_at(const fs::path& run, int64_t step) {
   return loss;
 }
 
-int run_uptrain(UptrainCommand o) {
-  const Device device = apply_common_options(o.training.common, Devices::kAll);
+/// Everything that is settled before a run begins.
+struct Uptraining {
+  ImportedModel from;
+  ConvertOptions options;
+  ConversionPlan plan;
+  Original original;
+  RunConfig config;
+  fs::path initial;  ///< where the converted model lies
+};
+
+/// The tree of the run: the user's on top of the recipe, the model from the conversion.
+Json run_json(const Json& user, const Uptraining& u, double share) {
+  Json defaults = recipe(u.original, share);
+  const auto says = [&user](const char* section, const char* key) {
+    return user.contains(section) && user[section].is_object() && user[section].contains(key);
+  };
+  if (says("schedule", "warmup_steps")) defaults["schedule"].erase("warmup_ratio");
+  if (share > 0 && says("train", "steps")) {
+    throw_error<ConfigError>(
+        "[uptrain] expected train.steps or a share of the original's; got both");
+  }
+  if (u.original.name.empty()) {
+    if (share > 0) {
+      throw_error<ConfigError>(
+          "[uptrain] share: expected to know how the original was trained; got a model outside a "
+          "run directory; name its run or preset with --original, or give train.steps");
+    }
+    if (!says("optimizer", "lr")) {
+      throw_error<ConfigError>(
+          "[uptrain] optimizer.lr: expected the learning rate (the paper's: 1.5 times the "
+          "original's last); got none, nor the original's run or preset (--original)");
+    }
+  }
+  Json json = merged(std::move(defaults), user);
+  json["model"] = model_config_json(u.plan.config);
+  json["init_from"] = u.initial.string();
+  const bool has_tokenizer =
+      !u.from.tokenizer_json.empty() || u.from.files.contains("tokenizer.json") ||
+      u.from.files.contains("tokenizer.model") || u.from.files.contains("vocab.json");
+  if (json["data"].is_object() && !json["data"].contains("tokenizer") && has_tokenizer) {
+    json["data"]["tokenizer"] = u.initial.string();
+  }
+  Json& train = json["train"];
+  if (train.is_object() && !train.contains("save_every") && train.contains("steps") &&
+      train["steps"].is_number_integer()) {
+    train["save_every"] = std::max<int64_t>(1, train["steps"].get<int64_t>() / kSavesPerRun);
+  }
+  return json;
+}
+
+Uptraining settle(UptrainCommand& o) {
   // Here --preset names the recipe that the original was trained by.
   const std::string preset = std::exchange(o.training.preset, "");
   std::string origin;
   Json json = training_json(o.training, origin);
+  if (!json.is_object()) {
+    throw_error<ConfigError>("[uptrain] expected an object; got {}; {}", quote_json(json), origin);
+  }
   if (!o.output.empty()) json["output"] = o.output;
   const Json convert = json.value("convert", Json::object());
   const Json section = json.value("uptrain", Json::object());
   json.erase("convert");
   json.erase("uptrain");
   for (const char* key : {"model", "init_from"}) {
-    if (json.contains(key)) {
+    if (json.erase(key) > 0) {
       log(LogLevel::kWarning,
           fmt::format("{}: {} is passed over: the model comes from --from", origin, key));
-      json.erase(key);
     }
   }
   Problems problems(origin);
@@ -208,79 +260,65 @@ int run_uptrain(UptrainCommand o) {
   fields.reject_unknown();
   problems.throw_if_any();
 
-  const ImportedModel from = import_model(o.from, o.tokenizer);
-  const ConvertOptions options = convert_options(o, convert);
-  ConversionPlan plan = plan_conversion(from.config, options);
-  const Original original = find_original(o.original, o.from, preset);
+  Uptraining u;
+  u.from = import_model(o.from, o.tokenizer);
+  u.options = convert_options(o, convert);
+  u.plan = plan_conversion(u.from.config, u.options);
+  u.original = find_original(o.original, o.from, preset);
+  const Json output = json.value("output", Json());
+  u.initial = fs::path(output.is_string() ? output.get<std::string>() : "") / "initial";
+  u.config = parse_run_config(run_json(json, u, share), origin);
+  // What a resumed run may not change beside the model itself.
+  u.config.resolved["convert"] = {{"kv_heads", u.plan.config.num_key_value_heads},
+                                  {"method", u.options.method}};
+  return u;
+}
 
-  Json defaults = recipe(original, share);
-  if (json.contains("schedule") && json["schedule"].contains("warmup_steps")) {
-    defaults["schedule"].erase("warmup_ratio");
-  }
-  json = merged(std::move(defaults), json);
-  json["model"] = model_config_json(plan.config);
-  const fs::path run = json.contains("output") && json["output"].is_string()
-                           ? json["output"].get<std::string>()
-                           : std::string();
-  const fs::path initial = run / "initial";
-  json["init_from"] = initial.string();
-  if (!json["data"].contains("tokenizer") &&
-      (!from.tokenizer_json.empty() || (fs::is_directory(o.from) && Tokenizer::is_in(o.from)))) {
-    json["data"]["tokenizer"] = initial.string();
-  }
-  if (original.name.empty()) {
-    if (share > 0) {
-      throw_error<ConfigError>(
-          "[uptrain] share: expected to know how the original was trained; got a model outside a "
-          "run directory; name its run or preset with --original, or give train.steps");
-    }
-    if (!json.contains("optimizer") || !json["optimizer"].contains("lr")) {
-      throw_error<ConfigError>(
-          "[uptrain] optimizer.lr: expected the learning rate (the paper's: 1.5 times the "
-          "original's last); got none, nor the original's run or preset (--original)");
-    }
-  }
-  RunConfig config = parse_run_config(json, origin);
-  config.resolved["convert"] = {{"kv_sharing", options.kv_sharing},
-                                {"kv_heads", options.kv_heads},
-                                {"method", options.method}};
+/// What the uptraining costs of what the original did; empty where that is not known.
+Json shares(const Uptraining& u) {
+  if (u.original.name.empty()) return Json::object();
+  const RunConfig &now = u.config, &then = u.original.config;
+  return {{"share_of_original_steps",
+           static_cast<double>(now.train.steps) / static_cast<double>(then.train.steps)},
+          {"share_of_original_compute", training_flops(now) / training_flops(then)}};
+}
 
-  Json summary = {{"from", o.from}, {"conversion", conversion_json(from.config, plan, options)}};
+int run_uptrain(UptrainCommand o) {
+  const Device device = apply_common_options(o.training.common, Devices::kAll);
+  Uptraining u = settle(o);
+  Json summary = {{"from", o.from},
+                  {"conversion", conversion_json(u.from.config, u.plan, u.options)}};
+  summary.update(shares(u));
   const bool talk = o.training.common.json != "-";
-  if (talk) print_conversion(from.config, plan);
-  if (!original.name.empty()) {
-    const double of_steps =
-        static_cast<double>(config.train.steps) / static_cast<double>(original.config.train.steps);
-    const double of_flops = training_flops(config) / training_flops(original.config);
-    summary["share_of_original_steps"] = of_steps;
-    summary["share_of_original_compute"] = of_flops;
-    if (talk) {
+  if (talk) {
+    print_conversion(u.from.config, u.plan);
+    if (summary.contains("share_of_original_steps")) {
       std::printf("\n%lld steps: %.1f %% of the original's %lld, %.1f %% of its compute (FLOPs)\n",
-                  static_cast<long long>(config.train.steps), 100 * of_steps,
-                  static_cast<long long>(original.config.train.steps), 100 * of_flops);
+                  static_cast<long long>(u.config.train.steps),
+                  100 * summary["share_of_original_steps"].get<double>(),
+                  static_cast<long long>(u.original.config.train.steps),
+                  100 * summary["share_of_original_compute"].get<double>());
     }
   }
   if (o.training.dry_run) {
-    dry_run(o.training, config, device, summary);
+    dry_run(o.training, u.config, device, summary);
     return kDone;
   }
 
+  const fs::path run = u.config.output;
   std::vector<ReferenceLine> lines;
   const auto prepare = [&] {
-    if (!newest_checkpoint(run)) {
-      fs::create_directories(run);
-      convert_model(from, plan, options, initial);
-    }
-    return lines = references(config, o, device);
+    if (!newest_checkpoint(run)) convert_model(u.from, u.plan, u.options, u.initial);
+    return lines = references(u.config, o, device);
   };
-  const ExitCode code = run_training(o.training, config, device, prepare);
+  const ExitCode code = run_training(o.training, u.config, device, prepare);
   if (code != kDone) return code;
 
   Json losses = Json::object();
   for (const ReferenceLine& line : lines) losses[line.name] = line.value;
-  if (!config.data.validation.empty()) {
+  if (!u.config.data.validation.empty()) {
     losses["converted"] = loss_at(run, 0);
-    losses["uptrained"] = loss_at(run, config.train.steps);
+    losses["uptrained"] = loss_at(run, u.config.train.steps);
   }
   summary["validation_loss"] = losses;
   summary["output"] = run.string();
