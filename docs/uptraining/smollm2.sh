@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Usage: docs/uptraining/smollm2.sh SmolLM2-135M-Instruct.Q4_1.gguf TRAIN.txt VALIDATION.txt
 # The second example of docs/uptraining.md: a published model, converted by each method without training, and one conversion
-# uptrained for STEPS (60) steps of 1,024 tokens; beside it the original trained by the same steps, since books are new to it
+# uptrained for STEPS (40) steps of 1,024 tokens; beside it the original trained by the same steps, since books are new to it
 # too. Runs lie in build/smollm2 (OUT); what is finished is not done again.
 set -euo pipefail
 [ $# -eq 3 ] || { sed -n '3p' "$0" >&2; exit 2; }
@@ -11,7 +11,7 @@ heirloom=$(realpath "${HEIRLOOM:-$here/../../build/release/heirloom}")
 gguf=$(realpath "$1") train=$(realpath "$2") validation=$(realpath "$3")
 out=${OUT:-$here/../../build/smollm2}
 threads=${THREADS:-0}
-steps=${STEPS:-60}
+steps=${STEPS:-40}
 mkdir -p "$out" && cd "$out"
 
 [ -s original/model.safetensors ] || "$heirloom" convert --from "$gguf" --out original --quiet

@@ -16,7 +16,7 @@ from pathlib import Path
 
 METHODS = ("mean-v", "mean-vo", "top-v", "top-vo", "svd")
 SHARES = {"05": 0.05, "10": 0.10, "15": 0.15}
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}  # by degrees of freedom
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # by degrees of freedom
 
 
 def curve(run):

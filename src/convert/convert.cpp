@@ -4,6 +4,7 @@
 #include <cstring>
 #include <optional>
 
+#include "heirloom/core/memory.h"
 #include "heirloom/model/checkpoint.h"
 #include "methods.h"
 
@@ -94,6 +95,19 @@ const char* stored_name(const std::string& dtype) {
   return dtype == "bfloat16" ? "BF16" : dtype == "float16" ? "F16" : "F32";
 }
 
+/// The tensors are made one at a time: the largest must fit.
+void check_memory(const std::vector<TensorToWrite>& tensors, const std::string& origin) {
+  const int64_t available = available_memory();
+  for (const TensorToWrite& tensor : tensors) {
+    int64_t bytes = safetensors_dtype_size(tensor.dtype);
+    for (const int64_t dim : tensor.shape) bytes *= dim;
+    if (bytes <= available) continue;
+    throw_error<OutOfMemoryError>(
+        "[convert] expected tensors of at most {} bytes, which are available; got {} in {}; {}",
+        available, bytes, tensor.name, origin);
+  }
+}
+
 const char* config_name(std::string_view stored) {
   return stored == "BF16"  ? "bfloat16"
          : stored == "F16" ? "float16"
@@ -111,63 +125,87 @@ class Converter {
         method_(find_convert_method(options.method)),
         to_plan_(build_kv_plan(plan.config)) {}
 
-  std::string dtype_of(const std::string& name) const {
-    return options_.dtype.empty() ? from_.weights->entries().at(name).dtype
-                                  : stored_name(options_.dtype);
+  /// The widest dtype of the tensors that a file's tensor is made of, or the one asked for.
+  std::string dtype_of(const FileTensor& tensor) const {
+    if (!options_.dtype.empty()) return stored_name(options_.dtype);
+    std::string widest;
+    for (const FileTensor::Part& part : tensor.parts) {
+      const std::string& dtype = from_.weights->entries().at(part.ours.name).dtype;
+      // BF16 and F16 side by side need the exponents of one and the fraction of the other.
+      widest = widest.empty() || widest == dtype   ? dtype
+               : widest == "F64" || dtype == "F64" ? "F64"
+                                                   : "F32";
+    }
+    return widest;
   }
 
-  /// The elements of a tensor of the result as `dtype`.
-  std::vector<std::byte> elements(const std::string& name, const std::string& dtype) {
-    if (const Matrix* made = converted(name)) return to_bytes(*made, dtype);
-    std::vector<std::byte> buffer;
-    const std::span<const std::byte> stored = from_.weights->read(name, buffer);
+  /// Hands the elements of a tensor of the result, as `dtype`, to `out`.
+  void write(const std::string& name, const std::string& dtype, const ElementsOut& out) {
+    if (const Matrix* made = converted(name)) {
+      return write_values(std::span(made->data(), static_cast<size_t>(made->size())), dtype, out);
+    }
     const WeightSource::Entry& entry = from_.weights->entries().at(name);
-    std::vector<std::byte> bytes = in_rope_order(name, entry, stored);
-    if (entry.dtype == dtype) return bytes;
-    std::vector<double> values(bytes.size() /
-                               static_cast<size_t>(safetensors_dtype_size(entry.dtype)));
-    to_doubles(entry.dtype, bytes, values.data());
-    return to_bytes(values, dtype);
+    std::vector<std::byte> buffer, reordered;
+    const std::span<const std::byte> stored =
+        in_rope_order(name, entry, from_.weights->read(name, buffer), reordered);
+    if (entry.dtype == dtype) return out(stored.data(), stored.size());
+    constexpr size_t kRun = 1 << 16;  // elements
+    std::vector<double> values(kRun);
+    const auto size = static_cast<size_t>(safetensors_dtype_size(entry.dtype));
+    for (size_t at = 0; at < stored.size(); at += kRun * size) {
+      const auto run = stored.subspan(at, std::min(kRun * size, stored.size() - at));
+      to_doubles(entry.dtype, run, values.data());
+      write_values(std::span(values.data(), run.size() / size), dtype, out);
+    }
   }
 
  private:
-  static std::vector<std::byte> to_bytes(std::span<const double> values, const std::string& dtype) {
-    std::vector<std::byte> bytes(values.size() *
-                                 static_cast<size_t>(safetensors_dtype_size(dtype)));
-    from_doubles(dtype, values, bytes.data());
-    return bytes;
-  }
-  static std::vector<std::byte> to_bytes(const Matrix& m, const std::string& dtype) {
-    return to_bytes(std::span(m.data(), static_cast<size_t>(m.size())), dtype);
+  static void write_values(std::span<const double> values, const std::string& dtype,
+                           const ElementsOut& out) {
+    constexpr size_t kRun = 1 << 16;
+    std::vector<std::byte> bytes;
+    for (size_t at = 0; at < values.size(); at += kRun) {
+      const auto run = values.subspan(at, std::min(kRun, values.size() - at));
+      bytes.resize(run.size() * static_cast<size_t>(safetensors_dtype_size(dtype)));
+      from_doubles(dtype, run, bytes.data());
+      out(bytes.data(), bytes.size());
+    }
   }
 
   Matrix read(const std::string& name) const {
     const WeightSource::Entry& entry = from_.weights->entries().at(name);
-    std::vector<std::byte> buffer;
-    const std::span<const std::byte> stored = from_.weights->read(name, buffer);
+    std::vector<std::byte> buffer, reordered;
+    const std::span<const std::byte> stored =
+        in_rope_order(name, entry, from_.weights->read(name, buffer), reordered);
     Matrix m(entry.shape[0], entry.shape.size() == 2 ? entry.shape[1] : 1);
     to_doubles(entry.dtype, stored, m.data());
+    if (!m.allFinite()) {
+      throw_error<FormatError>("[convert] expected finite weights; got NaN or infinity in {} of {}",
+                               name, from_.weights->origin());
+    }
     return m;
   }
 
-  /// Rows of rotating heads in the result's order, where that differs.
-  std::vector<std::byte> in_rope_order(const std::string& name, const WeightSource::Entry& entry,
-                                       std::span<const std::byte> stored) const {
-    std::vector<std::byte> bytes(stored.begin(), stored.end());
+  /// Rows of rotating heads in the result's order: in `reordered` where that differs.
+  std::span<const std::byte> in_rope_order(const std::string& name,
+                                           const WeightSource::Entry& entry,
+                                           std::span<const std::byte> stored,
+                                           std::vector<std::byte>& reordered) const {
     const bool rotates =
         name.find(".q_proj.") != std::string::npos || name.find(".k_proj.") != std::string::npos ||
         name.find(".q_norm.") != std::string::npos || name.find(".k_norm.") != std::string::npos;
-    if (!rotates || from_.config.rope_style == plan_.config.rope_style) return bytes;
+    if (!rotates || from_.config.rope_style == plan_.config.rope_style) return stored;
     HEIRLOOM_ASSERT(plan_.config.rope_style == RopeStyle::kHalf);
+    reordered.resize(stored.size());
     const int64_t d = from_.config.head_dim, half = from_.config.rotary_dim() / 2;
     const auto row_bytes = stored.size() / static_cast<size_t>(entry.shape[0]);
     for (int64_t r = 0; r < entry.shape[0]; ++r) {
       const int64_t i = r % d;
       const int64_t source = i < half ? 2 * i : i < 2 * half ? 2 * (i - half) + 1 : i;
-      std::memcpy(bytes.data() + static_cast<size_t>(r) * row_bytes,
+      std::memcpy(reordered.data() + static_cast<size_t>(r) * row_bytes,
                   stored.data() + static_cast<size_t>(r - i + source) * row_bytes, row_bytes);
     }
-    return bytes;
+    return reordered;
   }
 
   /// The tensor where this conversion makes it anew; nullptr where it stays.
@@ -241,6 +279,7 @@ ConversionPlan plan_conversion(const ModelConfig& from, const ConvertOptions& op
   }
   ConversionPlan result;
   result.config = with_result_type(reshaped(from, options), options.model_type);
+  if (!options.dtype.empty()) result.config.stored_dtype = options.dtype;
   const KvPlan after = build_kv_plan(result.config);
   const bool same = before.keys == after.keys && before.values == after.values;
   if (!same && !owns_everything(before)) {
@@ -271,28 +310,26 @@ void convert_model(const ImportedModel& from, ConversionPlan& plan, const Conver
   std::vector<TensorToWrite> tensors;
   std::map<std::string, int64_t> elements_by_dtype;
   for (const FileTensor& tensor : layout) {
-    const std::string dtype = converter.dtype_of(tensor.parts[0].ours.name);
-    int64_t& elements = elements_by_dtype[dtype];
+    const std::string dtype = converter.dtype_of(tensor);
     for (const FileTensor::Part& part : tensor.parts) {
-      elements += part.ours.rows() * part.ours.columns();
+      elements_by_dtype[dtype] += part.ours.rows() * part.ours.columns();
     }
     tensors.push_back(
         {tensor.name, dtype, tensor.shape, [&converter, &tensor, dtype](const ElementsOut& out) {
            const auto write = [&](const std::string& name, const ElementsOut& to) {
-             const std::vector<std::byte> bytes = converter.elements(name, dtype);
-             to(bytes.data(), bytes.size());
+             converter.write(name, dtype, to);
            };
            if (tensor.plain()) return write(tensor.parts[0].ours.name, out);
            write_assembled(tensor, static_cast<size_t>(safetensors_dtype_size(dtype)), write, out);
          }});
   }
-  ModelConfig config = plan.config;
-  config.stored_dtype =
+  check_memory(tensors, from.weights->origin());
+  plan.config.stored_dtype =
       config_name(std::max_element(elements_by_dtype.begin(), elements_by_dtype.end(),
                                    [](const auto& a, const auto& b) { return a.second < b.second; })
                       ->first);
   write_directory_atomically(directory, [&](const fs::path& temporary) {
-    write_model_files(temporary, config, from.tokenizer_json);
+    write_model_files(temporary, plan.config, from.tokenizer_json);
     for (const auto& [name, file] : from.files) {
       write_file_atomically(temporary / name, read_file(file));
     }

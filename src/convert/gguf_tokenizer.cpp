@@ -5,6 +5,7 @@
 #include <unordered_set>
 
 #include "heirloom/core/error.h"
+#include "heirloom/core/log.h"
 #include "tokenizer_text.h"
 
 namespace heirloom {
@@ -63,7 +64,7 @@ class TokenizerReader {
     if (*model == "llama") return sentencepiece_json();
     throw_error<UnsupportedError>(
         "[gguf] expected tokenizer.ggml.model gpt2 or llama; got {}; {}; give the model's own "
-        "tokenizer.json",
+        "tokenizer (--tokenizer)",
         *model, m_.origin());
   }
 
@@ -104,6 +105,12 @@ class TokenizerReader {
 
   std::string byte_level_json() const {
     const std::string name = m_.find_text("tokenizer.ggml.pre").value_or("default");
+    if (name == "default") {
+      log(LogLevel::kWarning,
+          fmt::format("{} does not say how its tokenizer cuts words (tokenizer.ggml.pre): taking "
+                      "GPT-2's way; give --tokenizer where that is wrong",
+                      m_.origin()));
+    }
     const PreTokenizerInfo* pre = nullptr;
     std::vector<const char*> known;
     for (const PreTokenizerInfo& info : kPreTokenizers) {
@@ -113,7 +120,7 @@ class TokenizerReader {
     if (pre == nullptr) {
       throw_error<UnsupportedError>(
           "[gguf] expected tokenizer.ggml.pre of {}; got {}; {}; give the model's own "
-          "tokenizer.json",
+          "tokenizer (--tokenizer)",
           fmt::join(known, ", "), name, m_.origin());
     }
     TokenizerText text;

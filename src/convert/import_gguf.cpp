@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <charconv>
 #include <set>
 #include <utility>
 
@@ -7,6 +6,7 @@
 #include "gguf_tokenizer.h"
 #include "heirloom/convert/import.h"
 #include "heirloom/core/error.h"
+#include "heirloom/model/checkpoint.h"
 #include "heirloom/tokenizer/tokenizer.h"
 #include "mapped_source.h"
 
@@ -91,12 +91,13 @@ const GgufTensor& find_tensor(const GgufFile& file, const FileTensor& wanted) {
         "[gguf] expected a vector as F32, F16 or BF16; got {} in tensor {}; {}",
         gguf_type_name(tensor.type), wanted.name, origin);
   }
+  wanted.check_rows();
   return tensor;
 }
 
 }  // namespace
 
-ImportedModel import_gguf(const fs::path& path) {
+ImportedModel import_gguf(const fs::path& path, const fs::path& tokenizer) {
   const auto file = std::make_shared<const GgufFile>(path);
   const std::string origin = path.string();
   const GgufMetadata& metadata = file->metadata();
@@ -133,6 +134,11 @@ ImportedModel import_gguf(const fs::path& path) {
                              architecture, name, fmt::join(tensor.shape, ", "), origin);
   }
   model.weights = std::make_unique<MappedSource>(file, origin, std::move(tensors));
+  if (!tokenizer.empty()) {
+    Tokenizer::load(tokenizer);
+    model.files = tokenizer_files(tokenizer);
+    return model;
+  }
   model.tokenizer_json = gguf_tokenizer_json(metadata);
   if (!model.tokenizer_json.empty()) {
     Tokenizer::from_json(model.tokenizer_json, "the tokenizer of " + origin);  // it can be loaded

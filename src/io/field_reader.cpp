@@ -2,12 +2,14 @@
 #include "heirloom/io/field_reader.h"
 
 #include "heirloom/core/error.h"
+#include "heirloom/core/log.h"
 
 namespace heirloom {
 namespace {
 
 constexpr size_t kMaxShown = 50;
 constexpr size_t kMaxKeys = 4096;
+constexpr size_t kMaxLine = 600;
 
 const Json& empty_object() {
   static const Json empty = Json::object();
@@ -18,7 +20,8 @@ const Json& empty_object() {
 
 void Problems::note(const std::string& key, const std::string& text) {
   keys_.insert(key);
-  if (++count_ <= kMaxShown) lines_.push_back(key.empty() ? text : key + ": " + text);
+  if (++count_ > kMaxShown) return;
+  lines_.push_back(one_line(key.empty() ? text : key + ": " + text, kMaxLine));
 }
 
 bool Problems::fine(std::initializer_list<const char*> keys) const {

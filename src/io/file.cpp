@@ -33,8 +33,8 @@ struct Descriptor {
   int fd;
 };
 
-int open_for_reading(const fs::path& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+int open_for_reading(const fs::path& path, int more_flags = 0) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | more_flags);
   if (fd < 0) {
     throw_error<IoError>("[file] expected a readable file; got {}; {}", reason(errno),
                          path.string());
@@ -56,13 +56,35 @@ void sync_descriptor(int fd, const fs::path& path) {
   }
 }
 
+fs::file_status status_of(const fs::path& path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (status.type() == fs::file_type::none) {
+    throw_error<IoError>("[file] expected a path that can be followed; got {}; {}", error.message(),
+                         path.string());
+  }
+  return status;
+}
+
+[[noreturn]] void throw_too_large(const fs::path& path, int64_t max_bytes, const std::string& got) {
+  throw_error<IoError>("[file] expected at most {} bytes; got {}; {}; is it the right file?",
+                       max_bytes, got, path.string());
+}
+
 }  // namespace
 
-std::string read_file(const fs::path& path) {
+bool exists(const fs::path& path) { return fs::exists(status_of(path)); }
+bool is_directory(const fs::path& path) { return fs::is_directory(status_of(path)); }
+bool is_regular_file(const fs::path& path) { return fs::is_regular_file(status_of(path)); }
+
+std::string read_file(const fs::path& path, int64_t max_bytes) {
   const Descriptor file(open_for_reading(path));
   struct stat info {};
   std::string contents;
   if (::fstat(file.fd, &info) == 0 && S_ISREG(info.st_mode)) {
+    if (info.st_size > max_bytes) {
+      throw_too_large(path, max_bytes, fmt::format("{}", info.st_size));
+    }
     contents.resize(static_cast<size_t>(info.st_size) + 1);
   } else {
     contents.resize(kBufferBytes);
@@ -78,6 +100,7 @@ std::string read_file(const fs::path& path) {
     }
     if (got == 0) break;
     size += static_cast<size_t>(got);
+    if (static_cast<int64_t>(size) > max_bytes) throw_too_large(path, max_bytes, "more");
   }
   contents.resize(size);
   return contents;
@@ -97,7 +120,7 @@ void sync_directory(const fs::path& path) {
 }
 
 MappedFile::MappedFile(const fs::path& path) : path_(path) {
-  const Descriptor file(open_for_reading(path));
+  const Descriptor file(open_for_reading(path, O_NONBLOCK));  // a pipe is refused, not waited for
   struct stat info {};
   if (::fstat(file.fd, &info) != 0) {
     throw_error<IoError>("[file] expected a readable file; got {}; {}", reason(errno),
@@ -293,27 +316,28 @@ void write_directory_atomically(const fs::path& path,
   const fs::path parent = target.parent_path().empty() ? "." : target.parent_path();
   std::error_code error;
   fs::create_directories(parent, error);
-  if (error) throw_error<IoError>("[file] cannot create {}: {}", parent.string(), error.message());
+  if (error) throw_write_error(parent, error.value());
   const fs::path temporary = parent / (".writing-" + target.filename().string());
   fs::remove_all(temporary, error);
   try {
     if (!fs::create_directory(temporary, error)) {
-      throw_error<IoError>("[file] cannot create {}: {}", temporary.string(), error.message());
+      throw_write_error(temporary, error ? error.value() : EEXIST);
     }
     fill(temporary);
     sync_directory(temporary);
-    // A directory cannot be renamed over another; the two change places in one step instead.
-    if (!fs::exists(target)) {
+    // A directory cannot be renamed over one that holds something; the two change places in one
+    // step instead.
+    if (!fs::exists(target) || (fs::is_directory(target) && fs::is_empty(target))) {
       fs::rename(temporary, target);
     } else if (renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) !=
                0) {
-      throw_error<IoError>("[file] cannot replace {}: {}", target.string(), std::strerror(errno));
+      throw_write_error(target, errno);
     }
     sync_directory(parent);
     fs::remove_all(temporary, error);
   } catch (const fs::filesystem_error& e) {
     fs::remove_all(temporary, error);
-    throw_error<IoError>("[file] cannot write {}: {}", target.string(), e.code().message());
+    throw_write_error(target, e.code().value());
   } catch (...) {
     fs::remove_all(temporary, error);
     throw;

@@ -181,13 +181,13 @@ SafetensorsFile::SafetensorsFile(const fs::path& path) : file_(path) {
 }
 
 SafetensorsModel::SafetensorsModel(const fs::path& directory) {
-  if (const fs::path single = directory / "model.safetensors"; fs::exists(single)) {
+  if (const fs::path single = directory / "model.safetensors"; heirloom::exists(single)) {
     files_.emplace_back(single);
     tensors_ = files_[0].tensors();
     return;
   }
   const fs::path index_path = directory / kIndexName;
-  if (!fs::exists(index_path)) {
+  if (!heirloom::exists(index_path)) {
     throw_error<IoError>("[safetensors] expected model.safetensors or {}; got neither; {}",
                          kIndexName, directory.string());
   }
@@ -210,7 +210,7 @@ SafetensorsModel::SafetensorsModel(const fs::path& directory) {
   }
   for (const auto& [shard, names] : shards) {
     const fs::path path = directory / shard;
-    if (!fs::exists(path)) {
+    if (!heirloom::exists(path)) {
       throw_error<FormatError>("[safetensors] expected the shard {}; got no such file; {}", shard,
                                index_path.string());
     }

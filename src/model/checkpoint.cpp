@@ -280,12 +280,12 @@ std::map<std::string, fs::path> tokenizer_files(const fs::path& path) {
                                            "vocab.bpe",
                                            "chat_template.jinja"};
   if (path.empty()) return {};
-  if (!fs::is_directory(path)) {
+  if (!heirloom::is_directory(path)) {
     return {{path.extension() == ".model" ? "tokenizer.model" : "tokenizer.json", path}};
   }
   std::map<std::string, fs::path> files;
   for (const char* name : kNames) {
-    if (fs::is_regular_file(path / name)) files[name] = path / name;
+    if (heirloom::is_regular_file(path / name)) files[name] = path / name;
   }
   return files;
 }

@@ -49,7 +49,7 @@ ModelConfig parse_model_config(const Json& json, const std::string& origin) {
 }
 
 ModelConfig read_model_config(const std::string& path) {
-  if (std::filesystem::is_directory(path)) {
+  if (heirloom::is_directory(path)) {
     const std::string file = (std::filesystem::path(path) / "config.json").string();
     return parse_model_config(read_json_file(file), file);
   }

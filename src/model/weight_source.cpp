@@ -93,6 +93,8 @@ class DirectorySource final : public WeightSource {
     if (it == stored.end() && tensor.name.starts_with(prefix)) {
       it = stored.find(tensor.name.substr(prefix.size()));
     }
+    // Our own name: a GPT-NeoX head is lm_head where it was saved from the module as it is.
+    if (it == stored.end() && tensor.plain()) it = stored.find(tensor.parts[0].ours.name);
     if (it == stored.end()) {
       throw_error<FormatError>(
           "[weights] expected tensor {}; got {} tensors without it in {}; is config.json of the "
@@ -109,6 +111,7 @@ class DirectorySource final : public WeightSource {
           "[weights] expected F32, F16, BF16 or F64; got {} in tensor {} in {}", it->second.dtype,
           it->first, origin_);
     }
+    tensor.check_rows();
     return it->second;
   }
 
@@ -173,19 +176,23 @@ std::vector<FileTensor> file_tensors(const std::vector<TensorShape>& ours,
     tensor.shape = tensor.parts[0].ours.shape;
     tensor.shape[0] = rows;
     if (tensor.transposed) std::swap(tensor.shape[0], tensor.shape.at(1));
-    if (tensor.plain()) continue;
-    std::vector<bool> taken(static_cast<size_t>(rows));
-    for (const FileTensor::Part& part : tensor.parts) {
-      HEIRLOOM_ASSERT(part.ours.columns() == tensor.parts[0].ours.columns() &&
-                      part.place.transposed == tensor.transposed);
-      for (int64_t r = 0; r < part.ours.rows(); ++r) {
-        const int64_t row = part.row(r);
-        HEIRLOOM_ASSERT(row >= 0 && row < rows && !taken[static_cast<size_t>(row)]);
-        taken[static_cast<size_t>(row)] = true;
-      }
-    }
   }
   return tensors;
+}
+
+void FileTensor::check_rows() const {
+  if (plain()) return;
+  const auto rows = static_cast<size_t>(shape[transposed]);
+  std::vector<bool> taken(rows);
+  for (const Part& part : parts) {
+    HEIRLOOM_ASSERT(part.ours.columns() == parts[0].ours.columns() &&
+                    part.place.transposed == transposed);
+    for (int64_t r = 0; r < part.ours.rows(); ++r) {
+      const auto row = static_cast<size_t>(part.row(r));
+      HEIRLOOM_ASSERT(row < rows && !taken[row]);
+      taken[row] = true;
+    }
+  }
 }
 
 std::vector<FileTensor> file_tensors(const ModelConfig& config,
@@ -198,6 +205,7 @@ std::vector<FileTensor> file_tensors(const ModelConfig& config,
 void write_assembled(const FileTensor& tensor, size_t size,
                      const std::function<void(const std::string& name, const ElementsOut&)>& part,
                      const ElementsOut& out) {
+  tensor.check_rows();
   const auto all_rows = static_cast<size_t>(tensor.shape[tensor.transposed]),
              columns = static_cast<size_t>(tensor.parts[0].ours.columns());
   std::vector<std::byte> whole(all_rows * columns * size), ours;

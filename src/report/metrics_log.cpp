@@ -47,7 +47,7 @@ Json finite_or_null(double value) { return std::isfinite(value) ? Json(value) : 
 const fs::path& trim(const fs::path& path, int64_t resume_step) {
   std::error_code ignored;
   if (!fs::exists(path, ignored)) return path;
-  const std::string contents = read_file(path);
+  const std::string contents = read_file(path, INT64_MAX);
   std::string kept;
   if (resume_step > 0) {
     for (const Line& line : parse_lines(contents, path.string())) {
@@ -65,7 +65,7 @@ const fs::path& trim(const fs::path& path, int64_t resume_step) {
 }  // namespace
 
 std::vector<Json> read_metrics(const fs::path& path) {
-  const std::string contents = read_file(path);
+  const std::string contents = read_file(path, INT64_MAX);
   std::vector<Json> values;
   for (Line& line : parse_lines(contents, path.string())) values.push_back(std::move(line.value));
   return values;

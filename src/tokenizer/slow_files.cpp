@@ -78,7 +78,7 @@ json read_added(const fs::path& directory, const json& config, const json& vocab
       entry["id"] = std::stoll(id);
       added.push_back(std::move(entry));
     }
-  } else if (fs::exists(directory / "added_tokens.json")) {
+  } else if (heirloom::exists(directory / "added_tokens.json")) {
     const json tokens = read_object(directory / "added_tokens.json");
     for (const auto& [content, id] : tokens.items()) {
       json entry = added_token(0, content, true);
@@ -99,19 +99,35 @@ json read_added(const fs::path& directory, const json& config, const json& vocab
 
 bool has_slow_files(const fs::path& directory) {
   return std::any_of(kNames.begin(), kNames.end(), [&](const auto& names) {
-    return fs::exists(directory / names.first) && fs::exists(directory / names.second);
+    return heirloom::exists(directory / names.first) && heirloom::exists(directory / names.second);
   });
 }
 
 std::optional<std::string> read_slow_files(const fs::path& directory) {
   for (const auto& [vocab, merges] : kNames) {
-    if (!fs::exists(directory / vocab) || !fs::exists(directory / merges)) continue;
+    if (!heirloom::exists(directory / vocab) || !heirloom::exists(directory / merges)) continue;
     json config = json::object();
     const fs::path config_file = directory / "tokenizer_config.json";
-    if (fs::exists(config_file)) config = read_object(config_file);
+    if (heirloom::exists(config_file)) config = read_object(config_file);
     const auto named = config.find("tokenizer_class");
     std::string name = named != config.end() && named->is_string() ? named->get<std::string>() : "";
     if (name.ends_with("Fast")) name.resize(name.size() - 4);
+    if (name.empty() && heirloom::exists(directory / "config.json")) {
+      const json model = read_object(directory / "config.json");
+      const auto type = model.find("model_type");
+      if (type != model.end() && type->is_string() &&
+          type->get_ref<const std::string&>().starts_with("qwen")) {
+        name = "Qwen2Tokenizer";
+      }
+    }
+    for (const char* key : {"add_bos_token", "add_eos_token"}) {
+      const auto adds = config.find(key);
+      if (adds == config.end() || *adds != true) continue;
+      throw_error<UnsupportedError>(
+          "[tokenizer] expected {} and {} whose tokenizer_config.json adds no special tokens; got "
+          "{} true; {}; save it as tokenizer.json",
+          vocab, merges, key, directory.string());
+    }
     const bool qwen2 = name == "Qwen2Tokenizer";
     if (!qwen2 && !name.empty() && name != "GPT2Tokenizer") {
       throw_error<UnsupportedError>(

@@ -61,7 +61,7 @@ std::optional<int32_t> configured_token(const nlohmann::json& config, const char
 }
 
 void read_tokenizer_config(const fs::path& path, Tokenizer::Impl& impl) {
-  if (!fs::exists(path)) return;
+  if (!heirloom::exists(path)) return;
   const auto config = nlohmann::json::parse(read_file(path), nullptr, false);
   if (!config.is_object())
     throw_error<FormatError>("[tokenizer] expected a JSON object; got something else; {}",
@@ -123,9 +123,9 @@ Tokenizer Tokenizer::from_sentencepiece(std::string model, const std::string& or
 }
 
 Tokenizer Tokenizer::load(const fs::path& path) {
-  if (!fs::is_directory(path)) return Tokenizer(impl_from_file(path));
+  if (!heirloom::is_directory(path)) return Tokenizer(impl_from_file(path));
   for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
-    if (!fs::exists(path / name)) continue;
+    if (!heirloom::exists(path / name)) continue;
     auto impl = impl_from_file(path / name);
     read_tokenizer_config(path / "tokenizer_config.json", *impl);
     return Tokenizer(std::move(impl));
@@ -142,8 +142,8 @@ Tokenizer Tokenizer::load(const fs::path& path) {
 }
 
 bool Tokenizer::is_in(const fs::path& directory) {
-  return fs::exists(directory / "tokenizer.json") || fs::exists(directory / "tokenizer.model") ||
-         tokenizer::has_slow_files(directory);
+  return heirloom::exists(directory / "tokenizer.json") ||
+         heirloom::exists(directory / "tokenizer.model") || tokenizer::has_slow_files(directory);
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
@@ -213,7 +213,7 @@ const std::string& Tokenizer::to_json() const {
 
 void Tokenizer::save(const fs::path& path) const {
   const char* name = impl_->sentencepiece ? "tokenizer.model" : "tokenizer.json";
-  write_file_atomically(fs::is_directory(path) ? path / name : path, impl_->source);
+  write_file_atomically(heirloom::is_directory(path) ? path / name : path, impl_->source);
 }
 
 std::string StreamDecoder::push(int32_t id) {

@@ -54,6 +54,17 @@ std::string damage(const fs::path& checkpoint) {
   }
 }
 
+std::string write_whole_model(const fs::path& directory, const CheckpointContents& contents,
+                              Dtype stored) {
+  const std::string hash =
+      write_model(directory, contents.model, contents.parameters, contents.optimizer.weights(),
+                  contents.optimizer.weights_dtype(), stored, contents.tokenizer);
+  if (!contents.generation.empty()) {
+    write_file_atomically(directory / "generation_config.json", contents.generation);
+  }
+  return hash;
+}
+
 }  // namespace
 
 fs::path checkpoint_path(const fs::path& run, int64_t step) {
@@ -71,8 +82,7 @@ fs::path save_checkpoint(const fs::path& run, int64_t step, const CheckpointCont
     const auto note = [&](const char* name, const std::string& hash) {
       files[name] = {{"bytes", fs::file_size(directory / name)}, {"hash", hash}};
     };
-    note("model.safetensors", write_model(directory, contents.model, contents.parameters,
-                                          optimizer.weights(), dtype, dtype, contents.tokenizer));
+    note("model.safetensors", write_whole_model(directory, contents, dtype));
     note("optimizer.safetensors", save_flat(directory / "optimizer.safetensors",
                                             contents.parameters, optimizer.moments(), dtype));
     write_file_atomically(directory / "trainer.json", dump_json(contents.trainer, 2) + "\n");
@@ -101,8 +111,7 @@ fs::path save_checkpoint(const fs::path& run, int64_t step, const CheckpointCont
 
 void save_final(const fs::path& run, const CheckpointContents& contents, Dtype stored) {
   write_directory_atomically(run / "final", [&](const fs::path& directory) {
-    write_model(directory, contents.model, contents.parameters, contents.optimizer.weights(),
-                contents.optimizer.weights_dtype(), stored, contents.tokenizer);
+    write_whole_model(directory, contents, stored);
   });
 }
 

@@ -194,8 +194,8 @@ class Run {
   CheckpointContents contents() {
     Json trainer = {
         {"step", step_}, {"tokens", step_ * tokens_per_step()}, {"config", config_.resolved}};
-    return {config_.model, model_.parameters(), optimizer_, config_.data.tokenizer,
-            std::move(trainer)};
+    return {config_.model,          model_.parameters(), optimizer_,
+            config_.data.tokenizer, generation_,         std::move(trainer)};
   }
 
   int64_t tokens_per_step() const {
@@ -211,6 +211,9 @@ class Run {
           run_.string());
     }
     const std::optional<fs::path> checkpoint = newest_checkpoint(run_);
+    const fs::path generation =
+        (checkpoint ? *checkpoint : fs::path(config_.init_from)) / "generation_config.json";
+    if (generation.has_parent_path() && fs::exists(generation)) generation_ = read_file(generation);
     if (!checkpoint && options_.resume == ResumeMode::kMust) {
       throw_error<IoError>("[train] expected a complete checkpoint to resume in {}; got none",
                            run_.string());
@@ -409,6 +412,7 @@ class Run {
   Replay train_replay_, evaluation_replay_, update_replay_;
   int64_t step_ = 0, first_step_ = 0;
   bool already_evaluated_ = false;
+  std::string generation_;  // how the model that the run began with was meant to be sampled
   std::vector<Sample> samples_;
   Clock::time_point started_;
   MetricsLog* metrics_ = nullptr;

@@ -429,6 +429,18 @@ TEST_F(ConvertTest, FormatKeepsTheFunction) {
 
   options.model_type = "gpt2";
   EXPECT_THROW(plan_conversion(model.config, options), ConfigError);
+
+  // Keys that are made anew stand in the same order as queries that are not.
+  const auto pooled = [&](const std::string& type, const fs::path& to) {
+    options.model_type = type;
+    options.kv_heads = 1;
+    ConversionPlan pooling = plan_conversion(model.config, options);
+    convert_model(model, pooling, options, to);
+    return evaluate_perplexity(*load_model(to, {}, Dtype::kFloat64), data, {}).nll_sum;
+  };
+  const double as_heirloom = pooled("heirloom", folder_ / "pooled-heirloom");
+  EXPECT_NEAR(pooled("llama", folder_ / "pooled-llama"), as_heirloom, 1e-9 * as_heirloom);
+  EXPECT_GT(std::abs(as_heirloom - a), 1e-6);
 }
 
 TEST_F(ConvertTest, DtypeRoundsOnce) {

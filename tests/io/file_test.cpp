@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -28,6 +29,40 @@ TEST(File, ReadsWholeFiles) {
     EXPECT_EQ(read_file(dir / "a"), text);
   }
   EXPECT_GT(read_file("/proc/self/maps").size(), 100u);  // reports a size of 0
+}
+
+TEST(File, ReadsNoMoreThanItShould) {
+  const TemporaryDirectory dir;
+  write_file_atomically(dir / "a", "12345");
+  EXPECT_EQ(read_file(dir / "a", 5), "12345");
+  EXPECT_THROW(read_file(dir / "a", 4), IoError);
+  EXPECT_THROW(read_file("/dev/zero", 1 << 20), IoError);
+  EXPECT_THROW(read_file("/proc/self/maps", 10), IoError);
+  // The size of a disk, and nothing in it.
+  { const FileWriter create(dir / "sparse"); }
+  fs::resize_file(dir / "sparse", uintmax_t{1} << 40);
+  EXPECT_THROW(read_file(dir / "sparse"), IoError);
+}
+
+TEST(File, PathsThatLeadNowhere) {
+  const TemporaryDirectory dir;
+  fs::create_symlink("loop", dir / "loop");
+  fs::create_symlink("absent", dir / "dangling");
+  const fs::path too_long = dir / std::string(300, 'x');
+  for (const fs::path& path : {dir / "loop", dir / "loop/inside", too_long}) {
+    for (const auto question : {&exists, &is_directory, &is_regular_file}) {
+      try {
+        question(path);
+        FAIL() << path;
+      } catch (const IoError& e) {
+        EXPECT_NE(std::string(e.what()).find(path.string()), std::string::npos) << e.what();
+      }
+    }
+  }
+  for (const fs::path& path : {dir / "dangling", dir / "absent", dir / "absent/inside"}) {
+    EXPECT_FALSE(exists(path) || is_directory(path) || is_regular_file(path));
+  }
+  EXPECT_TRUE(exists(dir.path()) && is_directory(dir.path()) && !is_regular_file(dir.path()));
 }
 
 TEST(File, ErrorsNameThePath) {
@@ -157,6 +192,9 @@ TEST(File, MapsAndMoves) {
   EXPECT_TRUE(MappedFile(dir / "empty").bytes().empty());
   EXPECT_THROW(MappedFile(dir.path()), IoError);
   EXPECT_THROW(MappedFile("/dev/null"), IoError);
+  // A pipe without a writer would never open.
+  ASSERT_EQ(::mkfifo((dir / "pipe").c_str(), 0600), 0);
+  EXPECT_THROW(MappedFile(dir / "pipe"), IoError);
 }
 
 TEST(ContentHash, DependsOnEveryBitAndNotOnTheCuts) {

@@ -3,6 +3,7 @@
 // The families of transformers: where their files keep each tensor.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 
@@ -275,6 +276,25 @@ TEST(Families, BareModelsAndTheirBuffers) {
     }
     rename_tensors(file, "", {c.stray});
     EXPECT_THROW(load_model(directory.path(), Device{}, Dtype::kFloat32), FormatError);
+  }
+}
+
+TEST(Families, SizesOfAConfigAreHeldToTheFileBeforeTheyCost) {
+  register_kernels();
+  for (const char* name : {"gpt2", "gpt_neox"}) {
+    SCOPED_TRACE(name);
+    const test::TemporaryDirectory directory;
+    Transformer model(parse(tiny(name)), Device{}, Dtype::kFloat32);
+    number_weights(model);
+    write_model(directory.path(), model.config(), model.parameters(), model.parameters().data(),
+                Dtype::kFloat32, Dtype::kFloat32, {});
+    // 2^34 rows in all, of which the file holds none.
+    ModelConfig huge = model.config();
+    huge.num_hidden_layers = 4096;
+    huge.intermediate_size = int64_t{1} << 22;
+    const auto begin = std::chrono::steady_clock::now();
+    EXPECT_THROW(open_weights(directory.path(), huge), FormatError);
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
   }
 }
 

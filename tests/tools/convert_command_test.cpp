@@ -88,6 +88,32 @@ TEST_F(ConvertCommand, WhatIsThereIsNotWrittenOver) {
   EXPECT_FALSE(fs::exists(path("more")));
 }
 
+TEST_F(ConvertCommand, TheSourceIsNotRemoved) {
+  fs::create_directories(folder_ / "outer");
+  fs::rename(folder_ / "plain", folder_ / "outer/plain");
+  const std::string source = path("outer/plain");
+  const auto run = [&](const std::string& out) {
+    return run_binary({"convert", "--from", source, "--out", out, "--overwrite", "--threads", "1",
+                       "--quiet", "--kv-sharing", "skipv1"});
+  };
+  for (const std::string& out :
+       {path("outer"), path("outer") + "/", source + "/..", path("outer/plain/../../outer")}) {
+    expect_error(run(out), 2, {"does not hold its source", source});
+    EXPECT_TRUE(fs::exists(source + "/model.safetensors"));
+  }
+  // In place is what was asked for; a conversion that fails leaves the source as it was.
+  const std::string weights = test::read_all(source + "/model.safetensors");
+  test::write_text(source + "/model.safetensors", weights.substr(0, weights.size() - 1));
+  expect_error(run(source), 3, {source});
+  EXPECT_EQ(test::read_all(source + "/model.safetensors").size(), weights.size() - 1);
+  test::write_text(source + "/model.safetensors", weights);
+  const auto r = run(source);
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(read_model_config(source).kv_sharing.scheme, "skipv1");
+  EXPECT_LT(test::read_all(source + "/model.safetensors").size(), weights.size());
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder_ / "outer"), fs::directory_iterator()), 1);
+}
+
 TEST_F(ConvertCommand, UptrainConvertsAndContinues) {
   test::write_text(
       folder_ / "up.json",

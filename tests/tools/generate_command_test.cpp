@@ -125,6 +125,34 @@ TEST_F(GenerateCommand, OverridesPerLineAndMissingIds) {
   EXPECT_EQ(by_id["0"].at("tokens")[0], by_id["2"].at("tokens")[0]);
 }
 
+TEST_F(GenerateCommand, DamagedFilesOfTheModelAreNamedInOneLine) {
+  const std::string prompts = file("p.jsonl", "{\"tokens\":[1]}\n");
+  const std::string generation = "bare/generation_config.json";
+  for (const char* text : {"{\"temperature\":\"hot\"}", "{\"top_k\":-1}", "{\"top_p\":2}", "["}) {
+    file(generation, text);
+    expect_error(generate({"--prompts", prompts}, "bare"), 3, {path(generation)});
+  }
+  fs::remove(path(generation));
+  fs::create_symlink("generation_config.json", path(generation));
+  expect_error(generate({"--prompts", prompts}, "bare"), 3, {path(generation), "symbolic links"});
+  fs::remove(path(generation));
+  const std::string weights = test::read_all(path("bare/model.safetensors"));
+  const std::string name = "model.norm.weight";
+  std::string renamed = weights;
+  renamed.replace(weights.find(name), name.size(), "model.\\nor.weight");  // "\n" in JSON
+  file("bare/model.safetensors", renamed);
+  expect_error(generate({"--prompts", prompts}, "bare"), 3, {path("bare")});
+}
+
+TEST_F(GenerateCommand, FinishedLinesOfOtherKindsArePassedOver) {
+  const std::string prompts = file("p.jsonl", "{\"tokens\":[1]}\n");
+  file("o.jsonl", "{\"id\":7,\"tokens\":[1]}\n[]\n");
+  const auto r =
+      generate({"--prompts", prompts, "--out", path("o.jsonl"), "--max-new-tokens", "1"});
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(lines_of("o.jsonl").size(), 3u);
+}
+
 TEST_F(GenerateCommand, StopStringEndsTheTextBeforeIt) {
   const auto plain = generate({"--prompt", "ab", "--max-new-tokens", "24", "--temperature", "0"});
   ASSERT_EQ(plain.code, 0) << plain.err;

@@ -5,6 +5,7 @@
 
 #include "heirloom/model/checkpoint.h"
 #include "heirloom/model/kv_layout.h"
+#include "heirloom/model/load.h"
 
 namespace heirloom::cli {
 namespace {
@@ -45,7 +46,11 @@ Json size_json(const ModelConfig& config) {
 Json parse_kv_sharing(const std::string& text) {
   if (text.empty()) return {};
   if (text.find_first_of("{[\"") == std::string::npos) return {{"scheme", text}};
-  return parse_json(text, "--kv-sharing");
+  try {
+    return parse_json(text, "--kv-sharing");
+  } catch (const FormatError& e) {
+    throw_error<ConfigError>("{}", e.what());
+  }
 }
 
 std::string convert_methods_help() {
@@ -99,11 +104,28 @@ Json conversion_json(const ModelConfig& from, const ConversionPlan& plan,
           {"layers", layers}};
 }
 
+void check_sources_stay(const fs::path& out, const std::vector<std::string>& sources,
+                        const char* option, InPlace in_place) {
+  if (out.empty() || !heirloom::exists(out)) return;
+  const fs::path target = fs::weakly_canonical(out);
+  for (const std::string& source : sources) {
+    if (source.empty()) continue;
+    const fs::path path = fs::weakly_canonical(source);
+    if (in_place == InPlace::kAllowed && path == target && fs::is_directory(path)) continue;
+    if (std::mismatch(target.begin(), target.end(), path.begin(), path.end()).first !=
+        target.end()) {
+      continue;
+    }
+    throw_error<ConfigError>(
+        "[convert] expected an {} that does not hold its source; got {}, where "
+        "{} is; name another",
+        option, out.string(), source);
+  }
+}
+
 std::unique_ptr<Transformer> load_imported(const ImportedModel& model, const Device& device,
                                            Dtype dtype) {
-  auto transformer = std::make_unique<Transformer>(model.config, device, dtype);
-  load_weights(*model.weights, transformer->parameters(), transformer->parameters().data(), dtype);
-  return transformer;
+  return load_model(model.config, *model.weights, device, dtype);
 }
 
 }  // namespace heirloom::cli

@@ -21,6 +21,12 @@ void print_conversion(const ModelConfig& from, const ConversionPlan& plan);
 Json conversion_json(const ModelConfig& from, const ConversionPlan& plan,
                      const ConvertOptions& options);
 
+/// ConfigError where `out`, which is going to be written, is or holds one of `sources` (empty ones are
+/// passed over), which would be lost. `option` names it in the message. kAllowed: a directory may be its own source.
+enum class InPlace : uint8_t { kRefused, kAllowed };
+void check_sources_stay(const fs::path& out, const std::vector<std::string>& sources,
+                        const char* option, InPlace in_place);
+
 /// The model on `device`, ready to run.
 std::unique_ptr<Transformer> load_imported(const ImportedModel& model, const Device& device,
                                            Dtype dtype);

@@ -21,12 +21,38 @@ struct ConvertCommand {
 };
 
 void check_out(const ConvertCommand& o) {
-  if (!fs::exists(o.out) || o.overwrite) return;
-  if (!fs::is_directory(o.out) || !fs::is_empty(o.out)) {
+  if (!heirloom::exists(o.out)) return;
+  if (heirloom::is_directory(o.out) && fs::is_empty(o.out)) return;
+  if (!o.overwrite) {
     throw_error<ConfigError>(
         "[convert] expected --out to name a new or empty directory; got {}, which holds something; "
         "name another or add --overwrite",
         o.out);
+  }
+  // A slip of the hand must not remove a folder of runs.
+  bool model = heirloom::is_regular_file(fs::path(o.out) / "config.json");
+  for (const auto& entry : fs::directory_iterator(o.out)) model = model && !entry.is_directory();
+  if (!model) {
+    throw_error<ConfigError>(
+        "[convert] expected --overwrite to replace a model directory: config.json and no folders; "
+        "got {}; name another --out",
+        o.out);
+  }
+}
+
+/// What would stop the evaluation after everything has been written.
+void check_scoring(const ConvertCommand& o, const ModelConfig& config) {
+  sequence_format(o.data);
+  const int64_t positions = config.max_position_embeddings;
+  const int64_t context = o.context > 0 ? o.context : positions;
+  if (o.stride > context) {
+    throw_error<ConfigError>("[convert] expected --stride of at most --context ({}); got {}",
+                             context, o.stride);
+  }
+  if (config.position == PositionKind::kLearned && context > positions) {
+    throw_error<ConfigError>(
+        "[convert] expected --context of at most {} (the model's learned positions); got {}",
+        positions, context);
   }
 }
 
@@ -46,9 +72,11 @@ int run_convert(const ConvertCommand& o) {
   ConvertOptions options = o.convert;
   options.kv_sharing = parse_kv_sharing(o.kv_sharing);
   options.dtype = o.common.dtype;
+  check_sources_stay(o.out, {o.from, o.tokenizer, o.data}, "--out", InPlace::kAllowed);
   check_out(o);
   const ImportedModel from = import_model(o.from, o.tokenizer);
   ConversionPlan plan = plan_conversion(from.config, options);
+  if (!o.data.empty()) check_scoring(o, from.config);
   convert_model(from, plan, options, o.out);
 
   Json object = {{"from", o.from}, {"out", o.out}};
@@ -95,7 +123,8 @@ void add_convert_command(Cli& cli) {
       ->required();
   command->add_option("--out", o->out, "model directory to write, complete or absent")->required();
   command->add_option("--tokenizer", o->tokenizer,
-                      "llama2.c: its tokenizer.bin or SentencePiece .model");
+                      "tokenizer.json, SentencePiece .model, directory with one, or (llama2.c) "
+                      "tokenizer.bin [the source's]");
   command->add_option(
       "--kv-sharing", o->kv_sharing,
       "scheme, as in a config: '{\"scheme\": \"skipv1\", \"ratio\": 0.5}', or a bare name "

@@ -11,6 +11,7 @@
 #include "heirloom/core/error.h"
 #include "heirloom/core/log.h"
 #include "heirloom/decode/engine.h"
+#include "heirloom/io/field_reader.h"
 #include "heirloom/io/file.h"
 #include "heirloom/model/load.h"
 #include "heirloom/report/progress.h"
@@ -36,12 +37,14 @@ struct PromptLine {
 };
 
 template <class T>
-void take_number(const Json& line, const char* key, T& value, double low, double high) {
+void take_number(const Json& line, const char* key, T& value, double low, double high,
+                 const std::string& where = {}) {
   const auto it = line.find(key);
   if (it == line.end() || it->is_null()) return;
   if (!it->is_number() || !(it->get<double>() >= low && it->get<double>() <= high)) {
-    throw_error<FormatError>("[prompt] expected {} between {} and {}; got {}", key, low, high,
-                             dump_json(*it));
+    throw_error<FormatError>("[{}] expected {} between {} and {}; got {}{}",
+                             where.empty() ? "prompt" : "generation", key, low, high,
+                             quote_json(*it), where.empty() ? "" : "; " + where);
   }
   value = it->get<T>();
 }
@@ -138,8 +141,8 @@ std::vector<PromptLine> read_prompts(const GenerateCommand& options,
 /// Ids that an earlier run finished; a torn last line is cut off the file.
 std::set<std::string> finished_ids(const std::string& out) {
   std::set<std::string> ids;
-  if (out.empty() || !fs::exists(out)) return ids;
-  const std::string contents = read_file(out);
+  if (out.empty() || !heirloom::exists(out)) return ids;
+  const std::string contents = read_file(out, INT64_MAX);
   const size_t whole = contents.rfind('\n') == std::string::npos ? 0 : contents.rfind('\n') + 1;
   size_t begin = 0, number = 0;
   while (begin < whole) {
@@ -147,7 +150,9 @@ std::set<std::string> finished_ids(const std::string& out) {
     ++number;
     const Json line =
         parse_json(contents.substr(begin, end - begin), fmt::format("{}:{}", out, number));
-    if (line.contains("tokens") && line.contains("id")) ids.insert(line["id"].get<std::string>());
+    if (line.contains("tokens") && line.contains("id") && line["id"].is_string()) {
+      ids.insert(line["id"].get<std::string>());
+    }
     begin = end + 1;
   }
   if (whole < contents.size()) fs::resize_file(out, whole);
@@ -205,13 +210,14 @@ GenerationRequest default_request(const GenerateCommand& options) {
   SamplingOptions& s = r.sampling;
   s.seed = options.common.seed;
   const fs::path generation = fs::path(options.model) / "generation_config.json";
-  if (fs::exists(generation)) {
-    const Json json = read_json_file(generation.string());
-    take_number(json, "temperature", s.temperature, 0, 1e6);
-    take_number(json, "top_k", s.top_k, 0, 1e9);
-    take_number(json, "top_p", s.top_p, 0, 1);
-    take_number(json, "min_p", s.min_p, 0, 1);
-    take_number(json, "repetition_penalty", s.repetition_penalty, 1e-3, 1e3);
+  if (heirloom::exists(generation)) {
+    const std::string name = generation.string();
+    const Json json = read_json_file(name);
+    take_number(json, "temperature", s.temperature, 0, 1e6, name);
+    take_number(json, "top_k", s.top_k, 0, 1e9, name);
+    take_number(json, "top_p", s.top_p, 0, 1, name);
+    take_number(json, "min_p", s.min_p, 0, 1, name);
+    take_number(json, "repetition_penalty", s.repetition_penalty, 1e-3, 1e3, name);
   }
   if (options.temperature) s.temperature = *options.temperature;
   if (options.top_k) s.top_k = *options.top_k;

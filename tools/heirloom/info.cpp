@@ -103,18 +103,18 @@ Json model_info(const std::string& path) {
                  {"elements_per_token", kv["elements_per_token"]},
                  {"bytes_per_token", kv["bytes_per_token"]},
                  {"reduction", kv["reduction"]}}}};
-  if (!fs::is_directory(path)) return info;
+  if (!heirloom::is_directory(path)) return info;
   Json files = Json::array();
   std::set<fs::path> names;
   for (const fs::directory_entry& entry : fs::directory_iterator(path)) {
-    if (entry.is_regular_file()) names.insert(entry.path());
+    if (heirloom::is_regular_file(entry.path())) names.insert(entry.path());
   }
   for (const fs::path& name : names) {
     files.push_back({{"name", name.filename().string()}, {"bytes", fs::file_size(name)}});
   }
   info["files"] = files;
-  if (!fs::exists(fs::path(path) / "model.safetensors") &&
-      !fs::exists(fs::path(path) / "model.safetensors.index.json")) {
+  if (!heirloom::exists(fs::path(path) / "model.safetensors") &&
+      !heirloom::exists(fs::path(path) / "model.safetensors.index.json")) {
     return info;
   }
   std::map<std::string, int64_t> elements;

@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <string>
+#include <string_view>
 
 #include "command.h"
 #include "heirloom/core/error.h"
@@ -14,36 +16,53 @@
 namespace heirloom::cli {
 namespace {
 
-int report(const char* kind, const char* message, int code) {
+int report(const char* kind, const std::string& line, int code) {
   std::fflush(stdout);
-  std::fprintf(stderr, "heirloom: %s: %s\n", kind, message);
+  std::fprintf(stderr, "heirloom: %s: %s\n", kind, line.c_str());
   return code;
+}
+int report(const char* kind, const std::exception& e, int code) {
+  return report(kind, one_line(e.what()), code);
+}
+
+/// A config's problems stand one per line below the first.
+std::string lines_of(std::string_view message) {
+  constexpr std::string_view kBetween = "\n  ";
+  std::string text;
+  for (size_t at = 0; at <= message.size();) {
+    const size_t end = std::min(message.find(kBetween, at), message.size());
+    text += (at == 0 ? "" : "\n  ") + one_line(message.substr(at, end - at));
+    at = end + kBetween.size();
+  }
+  return text;
 }
 
 int run(Cli& cli) {
   try {
     return cli.action();
   } catch (const ConfigError& e) {
-    return report("config", e.what(), kUsage);
+    return report("config", lines_of(e.what()), kUsage);
   } catch (const ArgumentError& e) {
-    return report("usage", e.what(), kUsage);
+    return report("usage", e, kUsage);
   } catch (const UnsupportedError& e) {
-    return report("unsupported", e.what(), kUsage);
+    return report("unsupported", e, kUsage);
   } catch (const FormatError& e) {
-    return report("bad input", e.what(), kBadInput);
+    return report("bad input", e, kBadInput);
   } catch (const WriteError& e) {
-    return report("file", e.what(), kFailed);
+    return report("file", e, kFailed);
   } catch (const IoError& e) {
-    return report("file", e.what(), kBadInput);
+    return report("file", e, kBadInput);
   } catch (const OutOfMemoryError& e) {
-    return report("out of memory", e.what(), kOutOfMemory);
+    return report("out of memory", e, kOutOfMemory);
+  } catch (const fs::filesystem_error& e) {
+    return report("file", e.what(), kBadInput);
   } catch (const std::bad_alloc&) {
     return report(
         "out of memory",
         "[memory] the system refused an allocation; use a smaller batch, context or model",
         kOutOfMemory);
   } catch (const std::exception& e) {
-    return report("error", e.what(), kFailed);
+    return report("error", e, kFailed);
   }
 }
 

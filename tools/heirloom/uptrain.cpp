@@ -12,6 +12,7 @@
 #include "heirloom/core/log.h"
 #include "heirloom/io/field_reader.h"
 #include "heirloom/report/metrics_log.h"
+#include "heirloom/tokenizer/tokenizer.h"
 #include "heirloom/train/checkpoint_directory.h"
 #include "training.h"
 
@@ -59,12 +60,22 @@ Original find_original(const std::string& name, const fs::path& model, const std
   original.name = !name.empty() ? name : !preset.empty() ? preset : run_of(model);
   if (original.name.empty()) return original;
   const fs::path file = fs::path(original.name) / "config.json";
-  original.json = fs::exists(file) ? read_json_file(file.string()) : preset_run(original.name);
+  const bool is_path =
+      fs::is_directory(original.name) || original.name.find('/') != std::string::npos;
+  original.json = is_path ? read_json_file(file.string()) : preset_run(original.name);
+  if (!original.json.is_object() || !original.json.value("data", Json::object()).is_object()) {
+    throw_error<ConfigError>("[uptrain] original: expected a run's config.json; got {}; {}",
+                             quote_json(original.json), file.string());
+  }
   for (const char* key : {"convert", "uptrain"}) original.json.erase(key);
   Json complete = original.json;
   if (!complete.contains("output")) complete["output"] = "-";
   if (!complete["data"].contains("train")) complete["data"]["train"] = "-";
   original.config = parse_run_config(complete, original.name);
+  if (original.config.train.steps == 0) {
+    throw_error<ConfigError>("[uptrain] original: expected a run with steps; got none; {}",
+                             original.name);
+  }
   return original;
 }
 
@@ -97,45 +108,72 @@ double training_flops(const RunConfig& run) {
          plan_step(run, run.train.micro_batch_size).flops_per_token;
 }
 
-/// The loss of a model on the run's validation batches.
-double validation_loss(const RunConfig& run, const fs::path& directory, const Device& device) {
+/// The validation batches of a run, as one stream.
+SequenceSet validation_data(const RunConfig& run) {
   const int64_t length = run.train.sequence_length;
-  SequenceOptions reading;
-  reading.vocab_size = run.model.vocab_size;
-  SequenceSet data = read_sequences(run.data.validation, reading);
-  int64_t sequences = (static_cast<int64_t>(data.tokens.size()) - 1) / length;
+  const TokenDataset shard({run.data.validation}, length, run.model.vocab_size);
+  int64_t sequences = shard.sequences();
   if (run.train.eval_batches > 0) {
     sequences = std::min(sequences, run.train.eval_batches * run.train.batch_size);
   }
+  SequenceSet data;
+  data.name = run.data.validation;
+  data.tokens.resize(static_cast<size_t>(sequences * length + 1));
+  for (int64_t k = 0; k < sequences; ++k) {  // neighbours share a token
+    shard.fetch(k, std::span(data.tokens)
+                       .subspan(static_cast<size_t>(k * length), static_cast<size_t>(length + 1)));
+  }
   data.begins = {0, sequences * length + 1};
+  return data;
+}
+
+/// The loss of a model on them.
+double validation_loss(const RunConfig& run, const fs::path& directory, const Device& device) {
+  const SequenceSet data = validation_data(run);
   PerplexityOptions options;
-  options.context = options.stride = length;
-  options.tokens_per_pass = run.train.micro_batch_size * length;
+  options.context = options.stride = run.train.sequence_length;
+  options.tokens_per_pass = run.train.micro_batch_size * run.train.sequence_length;
   const auto model = load_imported(import_model(directory), device, run.train.dtype);
   return evaluate_perplexity(*model, data, options).nll_mean();
+}
+
+/// What a loss was computed from and on: it is computed anew where this changes.
+std::string reference_key(const char* name, const fs::path& model, const RunConfig& run) {
+  std::error_code ignored;
+  fs::path weights = model;
+  for (const char* file : {"model.safetensors", "model.safetensors.index.json"}) {
+    if (fs::exists(model / file)) weights = model / file;
+  }
+  return fmt::format("{}: {} of {} on {}, {} batches of {} x {}, {}", name, model.string(),
+                     fs::last_write_time(weights, ignored).time_since_epoch().count(),
+                     run.data.validation, run.train.eval_batches, run.train.batch_size,
+                     run.train.sequence_length, dtype_name(run.train.dtype));
 }
 
 /// Losses that the report shows as lines, computed once per run directory.
 std::vector<ReferenceLine> references(const RunConfig& run, const UptrainCommand& o,
                                       const Device& device) {
   if (run.data.validation.empty()) return {};
+  if (run.data.document_mask != DocumentMask::kNone) {
+    log(LogLevel::kWarning,
+        "no reference losses: they would not see the document mask that this run evaluates with");
+    return {};
+  }
   const fs::path file = fs::path(run.output) / "references.json";
   Json known = fs::exists(file) ? read_json_file(file.string()) : Json::object();
+  if (!known.is_object()) known = Json::object();
   std::vector<ReferenceLine> lines;
   const auto add = [&](const char* name, const fs::path& model) {
-    const std::string key = fmt::format("{}: {}", name, model.string());
-    if (!known.contains(key)) {
+    const std::string key = reference_key(name, model, run);
+    if (!known.contains(key) || !known[key].is_number()) {
       known[key] = validation_loss(run, model, device);
       write_file_atomically(file, dump_json(known, 2) + "\n");
     }
-    lines.push_back({name, known[key].get<double>()});
+    lines.push_back({name, known[key].is_number() ? known[key].get<double>() : std::nan("")});
     log(LogLevel::kInfo, fmt::format("{}: validation loss {:.4f}", name, lines.back().value));
   };
   add("original", o.from);
-  if (!o.from_scratch.empty()) {
-    const fs::path path = o.from_scratch;
-    add("from scratch", fs::exists(path / "final") ? path / "final" : path);
-  }
+  if (!o.from_scratch.empty()) add("from scratch", o.from_scratch);
   return lines;
 }
 
@@ -155,6 +193,7 @@ std::string string_of(const Json& value, const char* key) {
 ConvertOptions convert_options(const UptrainCommand& o, const Json& section) {
   Problems problems("uptrain config");
   FieldReader fields(section, "convert", problems);
+  fields.allow("from");  // what a run's own config.json says of it
   ConvertOptions options;
   if (const Json* sharing = fields.take("kv_sharing")) options.kv_sharing = *sharing;
   if (options.kv_sharing.is_string()) {
@@ -188,7 +227,8 @@ struct Uptraining {
   ConversionPlan plan;
   Original original;
   RunConfig config;
-  fs::path initial;  ///< where the converted model lies
+  fs::path initial;            ///< where the converted model lies
+  bool has_tokenizer = false;  ///< the converted model will have one
 };
 
 /// The tree of the run: the user's on top of the recipe, the model from the conversion.
@@ -215,12 +255,15 @@ Json run_json(const Json& user, const Uptraining& u, double share) {
     }
   }
   Json json = merged(std::move(defaults), user);
+  if (!u.original.name.empty() && !says("optimizer", "lr") && json["optimizer"]["lr"] == 0) {
+    throw_error<ConfigError>(
+        "[uptrain] optimizer.lr: expected a learning rate; got none, and the original's last, of "
+        "which the recipe takes 1.5 times, is 0; {}",
+        u.original.name);
+  }
   json["model"] = model_config_json(u.plan.config);
   json["init_from"] = u.initial.string();
-  const bool has_tokenizer =
-      !u.from.tokenizer_json.empty() || u.from.files.contains("tokenizer.json") ||
-      u.from.files.contains("tokenizer.model") || u.from.files.contains("vocab.json");
-  if (json["data"].is_object() && !json["data"].contains("tokenizer") && has_tokenizer) {
+  if (json["data"].is_object() && !json["data"].contains("tokenizer") && u.has_tokenizer) {
     json["data"]["tokenizer"] = u.initial.string();
   }
   Json& train = json["train"];
@@ -262,6 +305,9 @@ Uptraining settle(UptrainCommand& o) {
 
   Uptraining u;
   u.from = import_model(o.from, o.tokenizer);
+  u.has_tokenizer = !u.from.tokenizer_json.empty() || u.from.files.contains("tokenizer.json") ||
+                    u.from.files.contains("tokenizer.model") ||
+                    (fs::is_directory(o.from) && Tokenizer::is_in(o.from));
   u.options = convert_options(o, convert);
   u.plan = plan_conversion(u.from.config, u.options);
   u.original = find_original(o.original, o.from, preset);
@@ -269,8 +315,18 @@ Uptraining settle(UptrainCommand& o) {
   u.initial = fs::path(output.is_string() ? output.get<std::string>() : "") / "initial";
   u.config = parse_run_config(run_json(json, u, share), origin);
   // What a resumed run may not change beside the model itself.
-  u.config.resolved["convert"] = {{"kv_heads", u.plan.config.num_key_value_heads},
-                                  {"method", u.options.method}};
+  u.config.resolved["convert"] = {
+      {"from", o.from},
+      {"kv_sharing", model_config_json(with_model_type(u.plan.config, "heirloom"))["kv_sharing"]},
+      {"kv_heads", u.plan.config.num_key_value_heads},
+      {"method", u.options.method}};
+  check_sources_stay(u.config.output, {o.from, o.from_scratch, o.tokenizer}, "output",
+                     InPlace::kRefused);
+  if (!o.from_scratch.empty()) {
+    const fs::path scratch = o.from_scratch;
+    if (fs::is_directory(scratch / "final")) o.from_scratch = (scratch / "final").string();
+    read_model_config(o.from_scratch);  // says what is wrong with it
+  }
   return u;
 }
 
@@ -308,6 +364,10 @@ int run_uptrain(UptrainCommand o) {
   const fs::path run = u.config.output;
   std::vector<ReferenceLine> lines;
   const auto prepare = [&] {
+    // What the run will read is looked at before anything is written.
+    TokenDataset({u.config.data.train.begin(), u.config.data.train.end()},
+                 u.config.train.sequence_length, u.config.model.vocab_size);
+    if (!u.config.data.validation.empty()) validation_data(u.config);
     if (!newest_checkpoint(run)) convert_model(u.from, u.plan, u.options, u.initial);
     return lines = references(u.config, o, device);
   };
@@ -320,6 +380,7 @@ int run_uptrain(UptrainCommand o) {
     losses["converted"] = loss_at(run, 0);
     losses["uptrained"] = loss_at(run, u.config.train.steps);
   }
+  summary["conversion"] = conversion_json(u.from.config, u.plan, u.options);
   summary["validation_loss"] = losses;
   summary["output"] = run.string();
   if (talk) {
@@ -342,7 +403,8 @@ void add_uptrain_command(Cli& cli) {
   add_training_options(command, o->training,
                        "the recipe the original was trained by: gpt2-125m, llama-60m, ...");
   command->add_option("--tokenizer", o->tokenizer,
-                      "llama2.c: its tokenizer.bin or SentencePiece .model");
+                      "tokenizer.json, SentencePiece .model, directory with one, or (llama2.c) "
+                      "tokenizer.bin [the source's]");
   command->add_option("--kv-sharing", o->kv_sharing,
                       "scheme: JSON or a bare name [convert.kv_sharing]");
   command->add_option("--kv-heads", o->kv_heads, "KV heads [convert.kv_heads, else as they are]")

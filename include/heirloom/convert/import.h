@@ -26,8 +26,9 @@ struct ImportedModel {
 /// Query and key rows that llama files store for interleaved rotation are put back in the order of
 /// half-split rotation. FormatError for what does not fit together, a missing or an additional
 /// tensor; UnsupportedError, by name, for architectures, tokenizers and quantisations that this code
-/// does not know.
-ImportedModel import_gguf(const fs::path& path);
+/// does not know. `tokenizer`: a tokenizer.json, a SentencePiece .model or a directory with one, in
+/// place of the file's own.
+ImportedModel import_gguf(const fs::path& path, const fs::path& tokenizer = {});
 
 /// A float32 model of llama2.c: version 0 (no magic; known by a header that explains the file's
 /// size to the byte) or 1. `tokenizer`: its tokenizer.bin, or a tokenizer.json that is taken as it
@@ -37,7 +38,8 @@ ImportedModel import_llama2c(const fs::path& model, const fs::path& tokenizer = 
 /// A model directory.
 ImportedModel import_directory(const fs::path& path);
 
-/// By what `path` is: a directory, a .gguf or a .bin. IoError or FormatError says what was expected.
+/// By what `path` is: a directory, a .gguf or a .bin; `tokenizer` in place of its own. IoError or
+/// FormatError says what was expected.
 ImportedModel import_model(const fs::path& path, const fs::path& tokenizer = {});
 
 }  // namespace heirloom

@@ -24,8 +24,18 @@ struct WriteError : IoError {
   using IoError::IoError;
 };
 
-/// All bytes of a file. IoError names the path and the system's reason.
-std::string read_file(const fs::path& path);
+/// What is read whole: configs, indexes, tokenizers. Past it a file is something else.
+inline constexpr int64_t kMaxWholeFile = int64_t{1} << 28;
+
+/// All bytes of a file. IoError names the path and the system's reason, or says that there are more
+/// than `max_bytes`.
+std::string read_file(const fs::path& path, int64_t max_bytes = kMaxWholeFile);
+
+/// std::filesystem's questions, links followed, with an IoError where the system cannot answer (a
+/// loop of links, a name that is too long).
+bool exists(const fs::path& path);
+bool is_directory(const fs::path& path);
+bool is_regular_file(const fs::path& path);
 
 /// Writes to a temporary name in the same directory, fsyncs the file, renames it over `path`,
 /// fsyncs the directory. On any failure (a full disk) the temporary is removed, `path` is

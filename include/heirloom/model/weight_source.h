@@ -52,11 +52,13 @@ struct FileTensor {
   std::vector<Part> parts;
   /// The file's tensor is the one part as it is.
   bool plain() const;
+  /// InternalError unless every row of the file's tensor belongs to exactly one part. It goes over
+  /// all of them: a reader first holds the shape, which a config may make up, to the file's.
+  void check_rows() const;
 };
 
 using PlaceFunction = std::function<TensorPlace(const TensorShape& ours)>;
-/// The file's tensors for `ours`, in the order in which their first parts stand there. Every row of
-/// a file's tensor must belong to exactly one part (InternalError).
+/// The file's tensors for `ours`, in the order in which their first parts stand there.
 std::vector<FileTensor> file_tensors(const std::vector<TensorShape>& ours,
                                      const PlaceFunction& place);
 /// By the places of the config's family.

@@ -18,8 +18,9 @@ struct CheckpointContents {
   const ModelConfig& model;
   ParameterStore& parameters;
   Optimizer& optimizer;
-  fs::path tokenizer;  ///< empty: none
-  Json trainer;        ///< "step", "tokens", "config": what resuming needs beside tensors
+  fs::path tokenizer;      ///< file or directory; empty: none
+  std::string generation;  ///< contents of generation_config.json; empty: bos and eos alone
+  Json trainer;            ///< "step", "tokens", "config": what resuming needs beside tensors
 };
 
 fs::path checkpoint_path(const fs::path& run, int64_t step);

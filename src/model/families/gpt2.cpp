@@ -70,7 +70,7 @@ void read_gpt2(FieldReader& fields, ModelConfig& config) {
   }
   read_special_tokens(fields, config, 50256, {50256});
   read_dtype(fields, config);
-  refuse_foreign(fields, "gpt2", kForeign);
+  refuse_foreign(fields, config, "gpt2", kForeign);
   refuse_misspelt_sizes(fields, kSizeNames);
 }
 

@@ -40,7 +40,7 @@ void read_gpt_neox(FieldReader& fields, ModelConfig& config) {
   read_rope(fields, config, kRope);
   read_special_tokens(fields, config, 0, {2});
   read_dtype(fields, config);
-  refuse_foreign(fields, "gpt_neox", kForeign);
+  refuse_foreign(fields, config, "gpt_neox", kForeign);
   refuse_misspelt_sizes(fields, kSizes);
 }
 

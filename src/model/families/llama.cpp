@@ -193,7 +193,7 @@ void read(FieldReader& fields, ModelConfig& config) {
   read_special_tokens(fields, config, kKin.bos,
                       kKin.eos ? std::vector<int64_t>{*kKin.eos} : std::vector<int64_t>{});
   read_dtype(fields, config);
-  refuse_foreign(fields, kKin.model_type, foreign);
+  refuse_foreign(fields, config, kKin.model_type, foreign);
   refuse_misspelt_sizes(fields, kSizes);
 }
 

@@ -116,7 +116,7 @@ void keep_field(FieldReader& fields, ModelConfig& config, const char* key) {
   if (fields.has(key)) config.kept[key] = fields.json()[key];
 }
 
-void refuse_foreign(FieldReader& fields, const char* model_type,
+void refuse_foreign(FieldReader& fields, ModelConfig& config, const char* model_type,
                     std::span<const char* const> extra) {
   const auto refuse = [&](const char* key, bool false_is_fine) {
     if (!fields.has(key)) return;
@@ -126,6 +126,10 @@ void refuse_foreign(FieldReader& fields, const char* model_type,
                           quote_json(value));
   };
   for (const char* key : kForeign) refuse(key, false);
+  if (!fields.boolean("is_causal", true)) {
+    fields.problems().add("is_causal", "expected true, the only form that predicts; got false");
+  }
+  keep_field(fields, config, "is_causal");
   for (const char* key : extra) refuse(key, true);
 }
 
@@ -163,6 +167,15 @@ void read_rope(FieldReader& fields, ModelConfig& config, const RopeKeys& keys) {
     problems.add("rope_parameters", "expected what rope_scaling says, or only one of them; got {}",
                  quote_json(*parameters));
   }
+  // Version 5 lets it override what the object says.
+  const char* original = "original_max_position_embeddings";
+  const int64_t stated = rope.scaling.original_max_position_embeddings;
+  if (fields.has(original) && !rope.scaling.type.empty() &&
+      fields.integer(original, stated, 0, kMaxCount) != stated) {
+    problems.add(original, "expected {}, as the rope scaling says; got {}", stated,
+                 quote_json(fields.json()[original]));
+  }
+  keep_field(fields, config, original);
   if (keys.partial == nullptr && rope.partial != 1) {
     problems.add(
         scaling ? "rope_scaling.partial_rotary_factor" : "rope_parameters.partial_rotary_factor",

@@ -20,7 +20,7 @@ void keep_field(FieldReader& fields, ModelConfig& config, const char* key);
 
 /// A problem for every field of a heirloom config that would change the model if it were obeyed and
 /// mislead if it were kept. `extra`: fields of other families; false and null change nothing there.
-void refuse_foreign(FieldReader& fields, const char* model_type,
+void refuse_foreign(FieldReader& fields, ModelConfig& config, const char* model_type,
                     std::span<const char* const> extra);
 
 /// Absent sizes take defaults, so one that is misspelt would go unnoticed: a problem for an unknown
