@@ -60,9 +60,11 @@ TEST(File, PathsThatLeadNowhere) {
     }
   }
   for (const fs::path& path : {dir / "dangling", dir / "absent", dir / "absent/inside"}) {
-    EXPECT_FALSE(exists(path) || is_directory(path) || is_regular_file(path));
+    EXPECT_FALSE(heirloom::exists(path) || heirloom::is_directory(path) ||
+                 heirloom::is_regular_file(path));
   }
-  EXPECT_TRUE(exists(dir.path()) && is_directory(dir.path()) && !is_regular_file(dir.path()));
+  EXPECT_TRUE(heirloom::exists(dir.path()) && heirloom::is_directory(dir.path()) &&
+              !heirloom::is_regular_file(dir.path()));
 }
 
 TEST(File, ErrorsNameThePath) {

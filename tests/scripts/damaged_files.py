@@ -32,7 +32,7 @@ import tempfile
 import time
 from pathlib import Path
 
-CPU_SECONDS, WALL_SECONDS, MEMORY = 10, 60, 2 << 30
+CPU_SECONDS, WALL_SECONDS, MEMORY = 10, 300, 2 << 30
 LONGEST_TALK = 16384
 DIRECTORY, LOOP, DEVICE, LONG_LINK = "a directory", "a link to itself", "a link to /dev/zero", "a link to a long name"
 SPARSE, PIPE = "a sparse file of 1 TB", "a pipe"
@@ -947,6 +947,7 @@ class Runner:
         refused("an --out that holds something", "--from", inner, "--out", model)
         refused("an --out that is the source", "--from", model, "--out", model)
         refused("an --out that is a file", "--from", model, "--out", model / "config.json")
+        refused("an --out that is another file", "--from", inner, "--out", model / "config.json", "--overwrite")
         refused("an --out around the source", "--from", inner, "--out", work / "outer", "--overwrite")
         refused("an --out that is the source's file", "--from", model / "model.safetensors", "--out", model / "model.safetensors", "--overwrite")
         (work / "gguf").mkdir()

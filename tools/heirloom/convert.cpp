@@ -31,7 +31,9 @@ void check_out(const ConvertCommand& o) {
   }
   // A slip of the hand must not remove a folder of runs.
   bool model = heirloom::is_regular_file(fs::path(o.out) / "config.json");
-  for (const auto& entry : fs::directory_iterator(o.out)) model = model && !entry.is_directory();
+  if (model) {
+    for (const auto& entry : fs::directory_iterator(o.out)) model = model && !entry.is_directory();
+  }
   if (!model) {
     throw_error<ConfigError>(
         "[convert] expected --overwrite to replace a model directory: config.json and no folders; "
