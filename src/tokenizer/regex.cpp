@@ -141,7 +141,7 @@ Regex::Regex(std::string_view pattern, Kind kind) {
                              &error, &offset, context.get());
   if (code->code == nullptr)
     throw_error<FormatError>("[tokenizer] expected a regular expression; got {} ({} at offset {})",
-                             pattern, message_of(error), offset);
+                             pattern.substr(0, 200), message_of(error), offset);
   code->jit = pcre2_jit_compile(code->code, PCRE2_JIT_COMPLETE) == 0;
   code_ = std::move(code);
 }

@@ -65,6 +65,13 @@ class Part {
     return {node, place_ + "." + name, origin_};
   }
   const std::string& origin() const { return origin_; }
+  Regex regex(const std::string& pattern, Regex::Kind kind = Regex::Kind::kPattern) const {
+    try {
+      return Regex(pattern, kind);
+    } catch (const FormatError& e) {
+      throw_error<FormatError>("{}; {} of {}", e.what(), place_, origin_);
+    }
+  }
 
  private:
   std::string as_text(const Node& value, const std::string& key) const {
@@ -97,9 +104,9 @@ Regex read_pattern(const Part& part) {
   if (part.find("String") != nullptr) {
     const std::string text = part.text("String");
     if (text.empty()) part.fail("a pattern", "an empty string");
-    return Regex(text, Regex::Kind::kLiteral);
+    return part.regex(text, Regex::Kind::kLiteral);
   }
-  return Regex(part.text("Regex"));
+  return part.regex(part.text("Regex"));
 }
 
 /// Replace, of normalizers and decoders alike: a literal or a pattern.
@@ -192,7 +199,7 @@ void read_pre_tokenizer(const Part& part, size_t& steps, PreTokenizer& out) {
     split(R"(\s)", SplitBehavior::kRemoved);
   } else if (type == "Metaspace") {
     Metaspace meta{read_replacement(part), read_prepend_scheme(part), std::nullopt};
-    if (part.flag("split", true)) meta.split = Regex(meta.replacement, Regex::Kind::kLiteral);
+    if (part.flag("split", true)) meta.split = part.regex(meta.replacement, Regex::Kind::kLiteral);
     out.add(std::move(meta));
   } else {
     part.fail(

@@ -801,7 +801,9 @@ def clear_cases(numbers, generator):
 
     yield case(TOKENIZER, "tokenizer.json, undamaged", plain, TEXT, None)
     for what, text, refused in tokenizer_damages():
-        yield case(TOKENIZER, f"tokenizer.json: {what}", plain | {"tokenizer.json": text}, TEXT, refused, "tokenizer.json")
+        # A normaliser shows what it does when it runs, which is after the file has been read.
+        names = () if "grows" in what else ("tokenizer.json",)
+        yield case(TOKENIZER, f"tokenizer.json: {what}", plain | {"tokenizer.json": text}, TEXT if names else TEXT[1:], refused, *names)
     pieces = {k: v for k, v in plain.items() if k != "tokenizer.json"} | {"tokenizer.model": sentencepiece_model()}
     yield case(TOKENIZER, "tokenizer.model, undamaged", pieces, TEXT, None)
     for what, data in (("empty", b""), ("cut", pieces["tokenizer.model"][:-3]), ("text", b"no protobuf"), ("zeros", bytes(1000)), ("ones", b"\xff" * 1000),

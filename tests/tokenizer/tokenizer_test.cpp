@@ -446,6 +446,7 @@ TEST(Errors, NameWhatIsUnknown) {
   names(broken("/pre_tokenizer", {{"type", "Split"}, {"pattern", {{"String", ""}}}}), "pattern");
   names(broken("/pre_tokenizer", split({{"String", "x"}}, "Sideways")), "Sideways");
   names(broken("/pre_tokenizer", {{"type", "Split"}, {"pattern", {{"Regex", "(("}}}}), "((");
+  names(broken("/pre_tokenizer", split({{"Regex", "(("}}, "Isolated")), "pre_tokenizer.pattern of");
   names(broken("/post_processor", {{"type", "Unheard"}}), "Unheard");
   names(broken("/decoder", {{"type", "WordPiece"}}), "WordPiece");
   names(broken("/model/type", "Unigram"), "Unigram");

@@ -93,29 +93,29 @@ std::string join(const std::vector<int32_t>& ids, const char* separator) {
   return text;
 }
 
-/// The output file, or stdout for "-" and when there is none.
+/// The output file, complete or untouched; or stdout for "-" and when there is none.
 class Output {
  public:
   explicit Output(const std::string& path) {
-    if (!path.empty() && path != "-") file_ = std::make_unique<FileWriter>(path);
+    if (!path.empty() && path != "-") file_ = std::make_unique<AtomicFile>(path);
   }
   void line(const std::string& text) {
     if (file_ != nullptr) {
-      file_->write(text + "\n");
+      file_->writer().write(text + "\n");
     } else if (std::fwrite((text + "\n").data(), 1, text.size() + 1, stdout) != text.size() + 1) {
       throw_error<IoError>("[tokenizer] expected to write to stdout; got an error");
     }
   }
   void finish() {
     if (file_ != nullptr) {
-      file_->finish();
+      file_->commit();
     } else {
       std::fflush(stdout);
     }
   }
 
  private:
-  std::unique_ptr<FileWriter> file_;
+  std::unique_ptr<AtomicFile> file_;
 };
 
 int run_encode(const Options& o) {
