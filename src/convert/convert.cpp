@@ -91,10 +91,6 @@ LayerChange plan_layer(int64_t layer, int64_t heads_before, const ConvertMethod&
   return change;
 }
 
-const char* stored_name(const std::string& dtype) {
-  return dtype == "bfloat16" ? "BF16" : dtype == "float16" ? "F16" : "F32";
-}
-
 /// The tensors are made one at a time: the largest must fit.
 void check_memory(const std::vector<TensorToWrite>& tensors, const std::string& origin) {
   const int64_t available = available_memory();
@@ -106,13 +102,6 @@ void check_memory(const std::vector<TensorToWrite>& tensors, const std::string& 
         "[convert] expected tensors of at most {} bytes, which are available; got {} in {}; {}",
         available, bytes, tensor.name, origin);
   }
-}
-
-const char* config_name(std::string_view stored) {
-  return stored == "BF16"  ? "bfloat16"
-         : stored == "F16" ? "float16"
-         : stored == "F64" ? "float64"
-                           : "float32";
 }
 
 /// The tensors of the result, made one layer at a time from those of the source.
@@ -127,7 +116,7 @@ class Converter {
 
   /// The widest dtype of the tensors that a file's tensor is made of, or the one asked for.
   std::string dtype_of(const FileTensor& tensor) const {
-    if (!options_.dtype.empty()) return stored_name(options_.dtype);
+    if (!options_.dtype.empty()) return stored_dtype(options_.dtype);
     std::string widest;
     for (const FileTensor::Part& part : tensor.parts) {
       const std::string& dtype = from_.weights->entries().at(part.ours.name).dtype;
@@ -324,10 +313,10 @@ void convert_model(const ImportedModel& from, ConversionPlan& plan, const Conver
          }});
   }
   check_memory(tensors, from.weights->origin());
-  plan.config.stored_dtype =
-      config_name(std::max_element(elements_by_dtype.begin(), elements_by_dtype.end(),
-                                   [](const auto& a, const auto& b) { return a.second < b.second; })
-                      ->first);
+  plan.config.stored_dtype = config_dtype(
+      std::max_element(elements_by_dtype.begin(), elements_by_dtype.end(),
+                       [](const auto& a, const auto& b) { return a.second < b.second; })
+          ->first);
   write_directory_atomically(directory, [&](const fs::path& temporary) {
     write_model_files(temporary, plan.config, from.tokenizer_json);
     for (const auto& [name, file] : from.files) {

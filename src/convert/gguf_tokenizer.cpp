@@ -6,17 +6,13 @@
 
 #include "heirloom/core/error.h"
 #include "heirloom/core/log.h"
+#include "heirloom/tokenizer/patterns.h"
 #include "tokenizer_text.h"
 
 namespace heirloom {
 namespace {
 
 using PieceType = ScoredPieces::Type;
-
-constexpr const char* kCl100kPattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr const char* kQwen2Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
 /// What a tokenizer.ggml.pre stands for, as the tokenizers it was named after have it.
 struct PreTokenizerInfo {
@@ -34,12 +30,12 @@ constexpr PreTokenizerInfo kPreTokenizers[] = {
     {"olmo", nullptr, false, true},
     {"smollm", nullptr, true},
     {"starcoder", nullptr, true},
-    {"llama-bpe", kCl100kPattern, false, false, true, true},
-    {"llama3", kCl100kPattern, false, false, true, true},
-    {"llama-v3", kCl100kPattern, false, false, true, true},
-    {"dolma2", kCl100kPattern},
-    {"dbrx", kCl100kPattern},
-    {"qwen2", kQwen2Pattern, false, true},
+    {"llama-bpe", tokenizer::kLlama3Pattern, false, false, true, true},
+    {"llama3", tokenizer::kLlama3Pattern, false, false, true, true},
+    {"llama-v3", tokenizer::kLlama3Pattern, false, false, true, true},
+    {"dolma2", tokenizer::kLlama3Pattern},
+    {"dbrx", tokenizer::kLlama3Pattern},
+    {"qwen2", tokenizer::kQwen2Pattern, false, true},
 };
 
 Json byte_level(bool use_regex) {

@@ -6,6 +6,7 @@
 #include "heirloom/core/error.h"
 #include "heirloom/data/text_reader.h"
 #include "heirloom/data/token_shard.h"
+#include "heirloom/io/utf8.h"
 #include "heirloom/tokenizer/tokenizer.h"
 
 namespace heirloom {
@@ -26,32 +27,6 @@ size_t white_space_length(std::string_view text, size_t i) {
   const bool space = code == 0x1680 || (code >= 0x2000 && code <= 0x200A) || code == 0x2028 ||
                      code == 0x2029 || code == 0x202F || code == 0x205F || code == 0x3000;
   return space ? 3 : 0;
-}
-
-/// Position of the first byte that is not part of valid UTF-8; text.size() when all is.
-size_t find_invalid_utf8(std::string_view text) {
-  const auto byte = [&](size_t i) {
-    return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
-  };
-  for (size_t i = 0; i < text.size();) {
-    const unsigned a = byte(i), b = byte(i + 1);
-    size_t length = 0;
-    if (a < 0x80) {
-      length = 1;
-    } else if (a >= 0xC2 && a <= 0xDF) {
-      length = 2;
-    } else if (a >= 0xE0 && a <= 0xEF) {
-      if (!(a == 0xE0 && b < 0xA0) && !(a == 0xED && b > 0x9F)) length = 3;
-    } else if (a >= 0xF0 && a <= 0xF4) {
-      if (!(a == 0xF0 && b < 0x90) && !(a == 0xF4 && b > 0x8F)) length = 4;
-    }
-    if (length == 0) return i;
-    for (size_t k = 1; k < length; ++k) {
-      if ((byte(i + k) & 0xC0u) != 0x80u) return i;
-    }
-    i += length;
-  }
-  return text.size();
 }
 
 class SequenceReader {

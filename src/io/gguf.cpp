@@ -10,6 +10,7 @@
 
 #include "heirloom/core/error.h"
 #include "heirloom/core/half.h"
+#include "heirloom/io/utf8.h"
 
 namespace heirloom {
 namespace {
@@ -72,34 +73,6 @@ constexpr std::array<KindInfo, 13> kKinds{{{"uint8", 1},
                                            {"float64", 8}}};
 
 const KindInfo& kind_info(GgufValue::Kind kind) { return kKinds[static_cast<size_t>(kind)]; }
-
-/// Position of the first byte that no valid character covers, or text.size().
-size_t first_invalid_utf8(std::string_view text) {
-  size_t at = 0;
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  while (at < text.size()) {
-    const uint8_t lead = byte(at);
-    const size_t length = lead < 0x80   ? 1
-                          : lead < 0xC2 ? 0
-                          : lead < 0xE0 ? 2
-                          : lead < 0xF0 ? 3
-                          : lead < 0xF5 ? 4
-                                        : 0;
-    if (length == 0 || length > text.size() - at) return at;
-    for (size_t i = 1; i < length; ++i) {
-      if ((byte(at + i) & 0xC0) != 0x80) return at;
-    }
-    if (length > 2) {  // overlong forms, surrogates, beyond U+10FFFF
-      const uint8_t second = byte(at + 1);
-      if ((lead == 0xE0 && second < 0xA0) || (lead == 0xED && second > 0x9F) ||
-          (lead == 0xF0 && second < 0x90) || (lead == 0xF4 && second > 0x8F)) {
-        return at;
-      }
-    }
-    at += length;
-  }
-  return at;
-}
 
 template <class T>
 T load(const std::byte* from) {
@@ -314,7 +287,7 @@ class GgufParser {
     }
     const auto bytes = take(length, what);
     const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-    if (const size_t bad = first_invalid_utf8(text); bad != text.size()) {
+    if (const size_t bad = find_invalid_utf8(text); bad != text.size()) {
       throw_error<FormatError>("[gguf] expected UTF-8 as {}; got the byte 0x{:02x} at byte {}; {}",
                                what, static_cast<uint8_t>(text[bad]), at_ - text.size() + bad,
                                origin_);

@@ -4,39 +4,12 @@
 #include <deque>
 #include <set>
 
+#include "config_fields.h"
 #include "heirloom/core/device_runtime.h"
-#include "heirloom/core/half.h"
+#include "stored_elements.h"
 
 namespace heirloom {
 namespace {
-
-/// Calls `store(i, value)` for each of n elements stored as `dtype`.
-template <class Store>
-void read_elements(std::string_view dtype, const std::byte* bytes, int64_t n, Store store) {
-  const auto each = [&](auto zero, auto convert) {
-    using Stored = decltype(zero);
-    for (int64_t i = 0; i < n; ++i) {
-      Stored raw;
-      std::memcpy(&raw, bytes + i * static_cast<int64_t>(sizeof(Stored)), sizeof(Stored));
-      store(i, convert(raw));
-    }
-  };
-  if (dtype == "F32") return each(float{}, [](float x) { return static_cast<double>(x); });
-  if (dtype == "F64") return each(double{}, [](double x) { return x; });
-  if (dtype == "BF16") {
-    return each(bfloat16{}, [](bfloat16 x) { return static_cast<double>(static_cast<float>(x)); });
-  }
-  HEIRLOOM_ASSERT(dtype == "F16");
-  each(uint16_t{}, [](uint16_t x) { return static_cast<double>(half_to_float(x)); });
-}
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-  return fmt::format("({})", fmt::join(shape, ", "));
-}
-
-const char* stored_name(Dtype dtype) {
-  return dtype == Dtype::kBFloat16 ? "BF16" : dtype == Dtype::kFloat64 ? "F64" : "F32";
-}
 
 /// Rows of a slice in memory: `columns` elements of every `stride` are the tensor's.
 struct SliceRows {
@@ -86,9 +59,9 @@ class FlatFile final : public WeightSource {
   std::map<std::string, Entry> entries_;
 };
 
-/// Reads every slice of `parameters` and notes the names in `seen`.
+/// Reads every slice of `parameters`.
 void read_slices(const WeightSource& source, const ParameterStore& parameters,
-                 const FlatTensors& flat, std::set<std::string>& seen) {
+                 const FlatTensors& flat) {
   const Device& device = parameters.device();
   const bool on_host = device.kind == DeviceKind::kCpu;
   DeviceRuntime& runtime = device_runtime(device.kind);
@@ -96,7 +69,6 @@ void read_slices(const WeightSource& source, const ParameterStore& parameters,
   for (const NamedParameter& p : parameters.all()) {
     for (const ParameterSlice& slice : p.slices) {
       const std::string name = flat.prefix + slice.name;
-      seen.insert(name);
       const auto it = source.entries().find(name);
       if (it == source.entries().end()) {
         throw_error<FormatError>("[weights] expected tensor {}; got {} tensors without it in {}",
@@ -141,8 +113,7 @@ float element_as_float(const std::byte* data, Dtype dtype, int64_t i) {
 
 void load_weights(const WeightSource& source, const ParameterStore& parameters, void* flat,
                   Dtype dtype) {
-  std::set<std::string> seen;
-  read_slices(source, parameters, {"", flat, dtype}, seen);
+  read_slices(source, parameters, {"", flat, dtype});
 }
 
 void load_weights(const fs::path& directory, const ModelConfig& config,
@@ -153,10 +124,15 @@ void load_weights(const fs::path& directory, const ModelConfig& config,
 void load_flat(const fs::path& file, const ParameterStore& parameters,
                const std::vector<FlatTensors>& flats) {
   const FlatFile stored(file);
-  std::set<std::string> seen;
-  for (const FlatTensors& flat : flats) read_slices(stored, parameters, flat, seen);
+  std::set<std::string> expected;
+  for (const FlatTensors& flat : flats) {
+    read_slices(stored, parameters, flat);
+    for (const TensorShape& tensor : tensor_shapes(parameters)) {
+      expected.insert(flat.prefix + tensor.name);
+    }
+  }
   for (const auto& [name, entry] : stored.entries()) {
-    if (!seen.contains(name)) {
+    if (!expected.contains(name)) {
       throw_error<FormatError>("[weights] expected only the run's tensors; got {} {} in {}", name,
                                shape_text(entry.shape), file.string());
     }
@@ -238,7 +214,8 @@ std::string save_weights(const fs::path& file, const ModelConfig& config,
   std::vector<TensorToWrite> tensors;
   for (const FileTensor& tensor : layout) {
     tensors.push_back(
-        {tensor.name, stored_name(stored), tensor.shape, [&](const SliceWriter::Out& out) {
+        {tensor.name, stored_dtype(dtype_name(stored)), tensor.shape,
+         [&](const SliceWriter::Out& out) {
            const auto write = [&](const std::string& name, const SliceWriter::Out& to) {
              const Slice& s = slices.at(name);
              writer.write(*s.parameter, *s.slice, to);
@@ -260,7 +237,8 @@ std::string save_flat(const fs::path& file, const ParameterStore& parameters,
     SliceWriter& writer = writers.emplace_back(parameters, flat, stored);
     for (const NamedParameter& p : parameters.all()) {
       for (const ParameterSlice& slice : p.slices) {
-        tensors.push_back({flat.prefix + slice.name, stored_name(stored), p.stored_shape(slice),
+        tensors.push_back({flat.prefix + slice.name, stored_dtype(dtype_name(stored)),
+                           p.stored_shape(slice),
                            [&](const SliceWriter::Out& out) { writer.write(p, slice, out); }});
       }
     }
@@ -295,10 +273,7 @@ void write_model_files(const fs::path& directory, const ModelConfig& config,
   write_file_atomically(directory / "config.json", dump_json(model_config_json(config), 2) + "\n");
   Json generation = Json::object();
   if (config.bos_token_id) generation["bos_token_id"] = *config.bos_token_id;
-  if (!config.eos_token_ids.empty()) {
-    generation["eos_token_id"] = config.eos_token_ids.size() == 1 ? Json(config.eos_token_ids[0])
-                                                                  : Json(config.eos_token_ids);
-  }
+  if (!config.eos_token_ids.empty()) generation["eos_token_id"] = eos_json(config);
   write_file_atomically(directory / "generation_config.json", dump_json(generation, 2) + "\n");
   if (!tokenizer_json.empty()) write_file_atomically(directory / "tokenizer.json", tokenizer_json);
 }

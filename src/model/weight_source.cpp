@@ -5,16 +5,12 @@
 #include <cstring>
 #include <set>
 
-#include "heirloom/core/half.h"
 #include "heirloom/model/families/family.h"
 #include "heirloom/model/transformer.h"
+#include "stored_elements.h"
 
 namespace heirloom {
 namespace {
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-  return fmt::format("({})", fmt::join(shape, ", "));
-}
 
 bool is_weight_dtype(std::string_view dtype) {
   return dtype == "F32" || dtype == "F16" || dtype == "BF16" || dtype == "F64";
@@ -30,6 +26,25 @@ const ModelFamily& family_of(const ModelConfig& config) {
 TensorPlace place_of(const ModelFamily& family, const ModelConfig& config,
                      const TensorShape& ours) {
   return family.place ? family.place(config, ours) : TensorPlace{ours.name, {}, 0, false};
+}
+
+/// Calls visit(file, ours, bytes) for every run of elements of `size` bytes that a part has in its
+/// file's tensor: where it begins there, and among the part's own, in bytes.
+template <class Visit>
+void each_run(const FileTensor& tensor, const FileTensor::Part& part, size_t size, Visit visit) {
+  const auto rows = static_cast<size_t>(part.ours.rows()),
+             columns = static_cast<size_t>(part.ours.columns()),
+             file_rows = static_cast<size_t>(tensor.shape[tensor.transposed]);
+  for (size_t r = 0; r < rows; ++r) {
+    const auto row = static_cast<size_t>(part.row(static_cast<int64_t>(r)));
+    if (!tensor.transposed) {
+      visit(row * columns * size, r * columns * size, columns * size);
+    } else {
+      for (size_t c = 0; c < columns; ++c) {
+        visit((c * file_rows + row) * size, (r * columns + c) * size, size);
+      }
+    }
+  }
 }
 
 /// A model directory: its safetensors seen through its family's places.
@@ -59,22 +74,10 @@ class DirectorySource final : public WeightSource {
     if (place.tensor->plain()) return place.stored->data;
     const auto size = static_cast<size_t>(safetensors_dtype_size(place.stored->dtype));
     const FileTensor::Part& part = *place.part;
-    const auto rows = static_cast<size_t>(part.ours.rows()),
-               columns = static_cast<size_t>(part.ours.columns());
-    const auto all_rows = static_cast<size_t>(place.tensor->shape[place.tensor->transposed]);
-    buffer.resize(rows * columns * size);
-    const std::byte* data = place.stored->data.data();
-    for (size_t r = 0; r < rows; ++r) {
-      const auto from = static_cast<size_t>(part.row(static_cast<int64_t>(r)));
-      std::byte* to = buffer.data() + r * columns * size;
-      if (!place.tensor->transposed) {
-        std::memcpy(to, data + from * columns * size, columns * size);
-      } else {
-        for (size_t c = 0; c < columns; ++c) {
-          std::memcpy(to + c * size, data + (c * all_rows + from) * size, size);
-        }
-      }
-    }
+    buffer.resize(static_cast<size_t>(part.ours.rows() * part.ours.columns()) * size);
+    each_run(*place.tensor, part, size, [&](size_t file, size_t ours, size_t bytes) {
+      std::memcpy(buffer.data() + ours, place.stored->data.data() + file, bytes);
+    });
     return buffer;
   }
 
@@ -206,28 +209,39 @@ void write_assembled(const FileTensor& tensor, size_t size,
                      const std::function<void(const std::string& name, const ElementsOut&)>& part,
                      const ElementsOut& out) {
   tensor.check_rows();
-  const auto all_rows = static_cast<size_t>(tensor.shape[tensor.transposed]),
-             columns = static_cast<size_t>(tensor.parts[0].ours.columns());
-  std::vector<std::byte> whole(all_rows * columns * size), ours;
+  size_t elements = 1;
+  for (const int64_t dim : tensor.shape) elements *= static_cast<size_t>(dim);
+  std::vector<std::byte> whole(elements * size), ours;
   for (const FileTensor::Part& p : tensor.parts) {
     ours.clear();
     part(p.ours.name, [&](const void* data, size_t bytes) {
       const auto* begin = static_cast<const std::byte*>(data);
       ours.insert(ours.end(), begin, begin + bytes);
     });
-    for (size_t r = 0; r < static_cast<size_t>(p.ours.rows()); ++r) {
-      const auto to = static_cast<size_t>(p.row(static_cast<int64_t>(r)));
-      const std::byte* from = ours.data() + r * columns * size;
-      if (!tensor.transposed) {
-        std::memcpy(whole.data() + to * columns * size, from, columns * size);
-      } else {
-        for (size_t c = 0; c < columns; ++c) {
-          std::memcpy(whole.data() + (c * all_rows + to) * size, from + c * size, size);
-        }
-      }
-    }
+    each_run(tensor, p, size, [&](size_t to, size_t from, size_t bytes) {
+      std::memcpy(whole.data() + to, ours.data() + from, bytes);
+    });
   }
   out(whole.data(), whole.size());
+}
+
+namespace {
+constexpr std::pair<const char*, const char*> kDtypeNames[] = {
+    {"float32", "F32"}, {"bfloat16", "BF16"}, {"float16", "F16"}, {"float64", "F64"}};
+}
+
+const char* stored_dtype(std::string_view config) {
+  for (const auto& [name, stored] : kDtypeNames) {
+    if (config == name) return stored;
+  }
+  throw_error<InternalError>("[weights] expected a dtype of weights; got {}", config);
+}
+
+const char* config_dtype(std::string_view stored) {
+  for (const auto& [name, in_file] : kDtypeNames) {
+    if (stored == in_file) return name;
+  }
+  throw_error<InternalError>("[weights] expected F32, F16, BF16 or F64; got {}", stored);
 }
 
 std::unique_ptr<WeightSource> open_weights(const fs::path& directory, const ModelConfig& config) {
@@ -235,16 +249,6 @@ std::unique_ptr<WeightSource> open_weights(const fs::path& directory, const Mode
 }
 
 namespace {
-
-/// visit(value of the stored type, its float64 value as a function, and back).
-template <class Stored, class Convert>
-void convert_each(std::span<const std::byte> from, double* out, Convert convert) {
-  for (size_t i = 0; i < from.size() / sizeof(Stored); ++i) {
-    Stored raw;
-    std::memcpy(&raw, from.data() + i * sizeof(Stored), sizeof(Stored));
-    out[i] = convert(raw);
-  }
-}
 
 template <class Stored, class Convert>
 void store_each(std::span<const double> values, std::byte* out, Convert convert) {
@@ -267,19 +271,9 @@ float round_to_odd(double x) {
 }  // namespace
 
 void to_doubles(std::string_view dtype, std::span<const std::byte> elements, double* out) {
-  if (dtype == "F32") {
-    convert_each<float>(elements, out, [](float x) { return static_cast<double>(x); });
-  } else if (dtype == "BF16") {
-    convert_each<bfloat16>(elements, out,
-                           [](bfloat16 x) { return static_cast<double>(static_cast<float>(x)); });
-  } else if (dtype == "F16") {
-    convert_each<uint16_t>(elements, out,
-                           [](uint16_t x) { return static_cast<double>(half_to_float(x)); });
-  } else if (dtype == "F64") {
-    convert_each<double>(elements, out, [](double x) { return x; });
-  } else {
-    throw_error<InternalError>("[weights] expected F32, F16, BF16 or F64; got {}", dtype);
-  }
+  const int64_t n =
+      static_cast<int64_t>(elements.size()) / std::max<int64_t>(safetensors_dtype_size(dtype), 1);
+  read_elements(dtype, elements.data(), n, [out](int64_t i, double x) { out[i] = x; });
 }
 
 void from_doubles(std::string_view dtype, std::span<const double> values, std::byte* out) {

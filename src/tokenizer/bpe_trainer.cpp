@@ -205,7 +205,7 @@ void check_options(const BpeTrainerOptions& options) {
         !token.empty() && tokenizer::is_valid_utf8(token) && !is_byte && seen.insert(token).second,
         "[tokenizer] expected distinct special tokens of valid UTF-8 that are not a byte's name; "
         "got '{}'",
-        tokenizer::replace_invalid(token));
+        replace_invalid_utf8(token));
   }
 }
 

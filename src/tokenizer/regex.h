@@ -8,11 +8,9 @@
 #include <string>
 #include <string_view>
 
-namespace heirloom::tokenizer {
+#include "heirloom/tokenizer/patterns.h"
 
-/// GPT-2's and Llama-3's split patterns.
-extern const char* const kGpt2Pattern;
-extern const char* const kLlama3Pattern;
+namespace heirloom::tokenizer {
 
 class Regex {
  public:

@@ -7,6 +7,7 @@
 
 #include "heirloom/core/error.h"
 #include "heirloom/io/file.h"
+#include "heirloom/tokenizer/patterns.h"
 #include "tokenizer_impl.h"
 
 namespace heirloom::tokenizer {
@@ -16,10 +17,6 @@ using nlohmann::json;
 
 constexpr std::array<std::pair<const char*, const char*>, 2> kNames{
     {{"vocab.json", "merges.txt"}, {"encoder.json", "vocab.bpe"}}};
-constexpr const char* kQwen2Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
-    R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
-
 json read_object(const fs::path& path) {
   constexpr int kMaxDepth = 8;
   const auto limit_depth = [&](int depth, json::parse_event_t, json&) {

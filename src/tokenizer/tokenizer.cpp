@@ -228,15 +228,15 @@ std::string StreamDecoder::push(int32_t id) {
   // Only the last three bytes can belong to a character that is still to come.
   size_t complete = pending_.size();
   for (size_t n = 1; n <= 3 && n <= pending_.size(); ++n)
-    if (tokenizer::is_unfinished_char(std::string_view(pending_).substr(pending_.size() - n)))
+    if (is_unfinished_char(std::string_view(pending_).substr(pending_.size() - n)))
       complete = pending_.size() - n;
-  std::string out = tokenizer::replace_invalid(std::string_view(pending_).substr(0, complete));
+  std::string out = replace_invalid_utf8(std::string_view(pending_).substr(0, complete));
   pending_.erase(0, complete);
   return out;
 }
 
 std::string StreamDecoder::flush() {
-  std::string out = tokenizer::replace_invalid(pending_);
+  std::string out = replace_invalid_utf8(pending_);
   pending_.clear();
   first_ = true;
   stripped_ = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// UTF-8 and the byte alphabet of byte-level BPE.
+// Characters and the byte alphabet of byte-level BPE.
 #pragma once
 
 #include <array>
@@ -8,28 +8,20 @@
 #include <string>
 #include <string_view>
 
+#include "heirloom/io/utf8.h"
+
 namespace heirloom::tokenizer {
 
-/// Bytes of the character at the front of `text`; 0 when they are not valid UTF-8 (overlong,
-/// surrogate, cut short).
-size_t valid_char_length(std::string_view text);
-/// True when `text` is a proper prefix of some valid character.
-bool is_unfinished_char(std::string_view text);
-/// The first position at or after `from` that does not start a valid character (text.size() when
-/// all is valid).
-size_t find_invalid(std::string_view text, size_t from = 0);
-inline bool is_valid_utf8(std::string_view text) { return find_invalid(text) == text.size(); }
+inline bool is_valid_utf8(std::string_view text) { return find_invalid_utf8(text) == text.size(); }
 
 char32_t decode_char(std::string_view valid_char);
 void append_char(std::string& out, char32_t c);
-/// U+FFFD for each maximal invalid sequence.
-std::string replace_invalid(std::string_view text);
 
 /// Calls visit(span, valid) over `text`: valid spans as long as they go, stray bytes one by one.
 template <class Visit>
 void for_each_span(std::string_view text, Visit&& visit) {
   for (size_t at = 0; at < text.size();) {
-    const size_t end = find_invalid(text, at);
+    const size_t end = find_invalid_utf8(text, at);
     if (end > at) visit(text.substr(at, end - at), true);
     if (end < text.size()) visit(text.substr(end, 1), false);
     at = end + 1;

@@ -344,6 +344,16 @@ TEST(ImportGguf, HugeBlockCountAllocatesNothing) {
 
 // ---- tokenizers
 
+/// The tensors of one block with half as many KV heads, under a table of `tokens` rows.
+void add_block(File& f, size_t tokens) {
+  f.matrix("token_embd.weight", tokens, 8).vector("output_norm.weight", 8);
+  f.vector("blk.0.attn_norm.weight", 8).vector("blk.0.ffn_norm.weight", 8);
+  f.matrix("blk.0.attn_q.weight", 8, 8).matrix("blk.0.attn_k.weight", 4, 8);
+  f.matrix("blk.0.attn_v.weight", 4, 8).matrix("blk.0.attn_output.weight", 8, 8);
+  f.matrix("blk.0.ffn_up.weight", 32, 8).matrix("blk.0.ffn_gate.weight", 32, 8);
+  f.matrix("blk.0.ffn_down.weight", 8, 32);
+}
+
 /// A byte-level vocabulary: the printable part of ASCII, a space and a few merges.
 File byte_level(const char* pre) {
   File f("llama");
@@ -361,12 +371,7 @@ File byte_level(const char* pre) {
   f.w.add("tokenizer.ggml.merges",
           std::vector<std::string>{"h e", "l l", "he ll", "hell o", "\xC4\xA0 h", "1 2"});
   if (pre != nullptr) f.w.add("tokenizer.ggml.pre", pre);
-  f.matrix("token_embd.weight", tokens.size(), 8).vector("output_norm.weight", 8);
-  f.vector("blk.0.attn_norm.weight", 8).vector("blk.0.ffn_norm.weight", 8);
-  f.matrix("blk.0.attn_q.weight", 8, 8).matrix("blk.0.attn_k.weight", 4, 8);
-  f.matrix("blk.0.attn_v.weight", 4, 8).matrix("blk.0.attn_output.weight", 8, 8);
-  f.matrix("blk.0.ffn_up.weight", 32, 8).matrix("blk.0.ffn_gate.weight", 32, 8);
-  f.matrix("blk.0.ffn_down.weight", 8, 32);
+  add_block(f, tokens.size());
   f.w.add("tokenizer.ggml.bos_token_id", 0);
   return f;
 }
@@ -474,12 +479,7 @@ TEST(ImportGguf, SentencePieceTokenizer) {
   f.w.array("tokenizer.ggml.scores", 6, scores).array("tokenizer.ggml.token_type", 5, types);
   f.w.add("tokenizer.ggml.bos_token_id", 1).add("tokenizer.ggml.eos_token_id", 2);
   f.add("attention.head_count_kv", 1);
-  f.matrix("token_embd.weight", tokens.size(), 8).vector("output_norm.weight", 8);
-  f.vector("blk.0.attn_norm.weight", 8).vector("blk.0.ffn_norm.weight", 8);
-  f.matrix("blk.0.attn_q.weight", 8, 8).matrix("blk.0.attn_k.weight", 4, 8);
-  f.matrix("blk.0.attn_v.weight", 4, 8).matrix("blk.0.attn_output.weight", 8, 8);
-  f.matrix("blk.0.ffn_up.weight", 32, 8).matrix("blk.0.ffn_gate.weight", 32, 8);
-  f.matrix("blk.0.ffn_down.weight", 8, 32);
+  add_block(f, tokens.size());
   const ImportedModel m = f.import();
   const Json json = parse_json(m.tokenizer_json, "test");
   EXPECT_EQ(json["model"]["merges"], (Json{"a b", "b c", "ab c", "a bc", "\xE2\x96\x81 a"}));

@@ -126,6 +126,16 @@ void number_weights(Transformer& model) {
   }
 }
 
+/// The tiny model of a family, its weights numbered, written into `directory`.
+std::unique_ptr<Transformer> write_numbered(const std::string& family,
+                                            const std::filesystem::path& directory) {
+  auto model = std::make_unique<Transformer>(parse(tiny(family)), Device{}, Dtype::kFloat32);
+  number_weights(*model);
+  write_model(directory, model->config(), model->parameters(), model->parameters().data(),
+              Dtype::kFloat32, Dtype::kFloat32, {});
+  return model;
+}
+
 std::vector<float> floats(const StoredTensor& tensor) {
   std::vector<float> values(tensor.data.size() / sizeof(float));
   std::memcpy(values.data(), tensor.data.data(), tensor.data.size());
@@ -155,18 +165,15 @@ TEST(Families, WeightsComeBackBitForBit) {
   for (const std::string family : kFamilies) {
     SCOPED_TRACE(family);
     const test::TemporaryDirectory directory;
-    Transformer model(parse(tiny(family)), Device{}, Dtype::kFloat32);
-    number_weights(model);
-    write_model(directory.path(), model.config(), model.parameters(), model.parameters().data(),
-                Dtype::kFloat32, Dtype::kFloat32, {});
+    const auto model = write_numbered(family, directory.path());
     const auto again = load_model(directory.path(), Device{}, Dtype::kFloat32);
     EXPECT_EQ(meaning(again->config()), meaning([&] {
-                ModelConfig config = model.config();
+                ModelConfig config = model->config();
                 config.stored_dtype = "float32";
                 return config;
               }()));
-    for (const TensorShape& shape : tensor_shapes(model.parameters())) {
-      EXPECT_EQ(ours(*again, shape.name), ours(model, shape.name)) << shape.name;
+    for (const TensorShape& shape : tensor_shapes(model->parameters())) {
+      EXPECT_EQ(ours(*again, shape.name), ours(*model, shape.name)) << shape.name;
     }
   }
 }
@@ -174,17 +181,14 @@ TEST(Families, WeightsComeBackBitForBit) {
 TEST(Families, FilesOfGpt2HoldColumnsOfQueriesKeysAndValues) {
   register_kernels();
   const test::TemporaryDirectory directory;
-  Transformer model(parse(tiny("gpt2")), Device{}, Dtype::kFloat32);
-  number_weights(model);
-  write_model(directory.path(), model.config(), model.parameters(), model.parameters().data(),
-              Dtype::kFloat32, Dtype::kFloat32, {});
+  const auto model = write_numbered("gpt2", directory.path());
   const SafetensorsFile file(directory / "model.safetensors");
   const StoredTensor& merged = file.tensors().at("transformer.h.1.attn.c_attn.weight");
   EXPECT_EQ(merged.shape, (std::vector<int64_t>{12, 36}));
   const std::vector<float> values = floats(merged);
   size_t part = 0;
   for (const char* kind : {"q", "k", "v"}) {
-    const auto w = ours(model, fmt::format("model.layers.1.self_attn.{}_proj.weight", kind));
+    const auto w = ours(*model, fmt::format("model.layers.1.self_attn.{}_proj.weight", kind));
     for (size_t out = 0; out < 12; ++out) {
       for (size_t in = 0; in < 12; ++in) {
         ASSERT_EQ(values[in * 36 + part * 12 + out], w[out * 12 + in]);
@@ -194,17 +198,14 @@ TEST(Families, FilesOfGpt2HoldColumnsOfQueriesKeysAndValues) {
   }
   const StoredTensor& up = file.tensors().at("transformer.h.0.mlp.c_fc.weight");
   EXPECT_EQ(up.shape, (std::vector<int64_t>{12, 48}));
-  EXPECT_EQ(floats(up)[1], ours(model, "model.layers.0.mlp.up_proj.weight")[12]);
+  EXPECT_EQ(floats(up)[1], ours(*model, "model.layers.0.mlp.up_proj.weight")[12]);
   EXPECT_EQ(file.tensors().size(), 4u + 2u * 12u);  // wte, wpe, ln_f; no head
 }
 
 TEST(Families, FilesOfGptNeoxHoldHeadByHead) {
   register_kernels();
   const test::TemporaryDirectory directory;
-  Transformer model(parse(tiny("gpt_neox")), Device{}, Dtype::kFloat32);
-  number_weights(model);
-  write_model(directory.path(), model.config(), model.parameters(), model.parameters().data(),
-              Dtype::kFloat32, Dtype::kFloat32, {});
+  const auto model = write_numbered("gpt_neox", directory.path());
   const SafetensorsFile file(directory / "model.safetensors");
   const StoredTensor& merged =
       file.tensors().at("gpt_neox.layers.0.attention.query_key_value.weight");
@@ -212,7 +213,7 @@ TEST(Families, FilesOfGptNeoxHoldHeadByHead) {
   const std::vector<float> values = floats(merged);
   size_t part = 0;
   for (const char* kind : {"q", "k", "v"}) {
-    const auto w = ours(model, fmt::format("model.layers.0.self_attn.{}_proj.weight", kind));
+    const auto w = ours(*model, fmt::format("model.layers.0.self_attn.{}_proj.weight", kind));
     for (size_t head = 0; head < 3; ++head) {
       for (size_t d = 0; d < 8; ++d) {
         for (size_t in = 0; in < 24; ++in) {
@@ -264,15 +265,12 @@ TEST(Families, BareModelsAndTheirBuffers) {
   for (const Case& c : cases) {
     SCOPED_TRACE(c.family);
     const test::TemporaryDirectory directory;
-    Transformer model(parse(tiny(c.family)), Device{}, Dtype::kFloat32);
-    number_weights(model);
-    write_model(directory.path(), model.config(), model.parameters(), model.parameters().data(),
-                Dtype::kFloat32, Dtype::kFloat32, {});
+    const auto model = write_numbered(c.family, directory.path());
     const std::filesystem::path file = directory / "model.safetensors";
     rename_tensors(file, c.prefix, c.buffers);
     const auto again = load_model(directory.path(), Device{}, Dtype::kFloat32);
-    for (const TensorShape& shape : tensor_shapes(model.parameters())) {
-      ASSERT_EQ(ours(*again, shape.name), ours(model, shape.name)) << shape.name;
+    for (const TensorShape& shape : tensor_shapes(model->parameters())) {
+      ASSERT_EQ(ours(*again, shape.name), ours(*model, shape.name)) << shape.name;
     }
     rename_tensors(file, "", {c.stray});
     EXPECT_THROW(load_model(directory.path(), Device{}, Dtype::kFloat32), FormatError);
@@ -284,12 +282,9 @@ TEST(Families, SizesOfAConfigAreHeldToTheFileBeforeTheyCost) {
   for (const char* name : {"gpt2", "gpt_neox"}) {
     SCOPED_TRACE(name);
     const test::TemporaryDirectory directory;
-    Transformer model(parse(tiny(name)), Device{}, Dtype::kFloat32);
-    number_weights(model);
-    write_model(directory.path(), model.config(), model.parameters(), model.parameters().data(),
-                Dtype::kFloat32, Dtype::kFloat32, {});
+    const auto model = write_numbered(name, directory.path());
     // 2^34 rows in all, of which the file holds none.
-    ModelConfig huge = model.config();
+    ModelConfig huge = model->config();
     huge.num_hidden_layers = 4096;
     huge.intermediate_size = int64_t{1} << 22;
     const auto begin = std::chrono::steady_clock::now();

@@ -35,20 +35,20 @@ TEST(Utf8, FindsTheFirstInvalidByteAnywhere) {
   for (size_t at = 0; at < 40; ++at) {
     std::string text(40, 'x');
     text[at] = '\xFF';
-    EXPECT_EQ(find_invalid(text), at);
-    EXPECT_EQ(find_invalid(text, at + 1), 40u);
+    EXPECT_EQ(find_invalid_utf8(text), at);
+    EXPECT_EQ(find_invalid_utf8(text, at + 1), 40u);
   }
-  EXPECT_EQ(find_invalid("1234567\xC3\xA9 89"), 12u);
-  EXPECT_EQ(find_invalid("1234567\xC3"), 7u);
+  EXPECT_EQ(find_invalid_utf8("1234567\xC3\xA9 89"), 12u);
+  EXPECT_EQ(find_invalid_utf8("1234567\xC3"), 7u);
 }
 
 TEST(Utf8, ReplacesMaximalInvalidSequences) {
   const std::string fffd = "\xEF\xBF\xBD";
-  EXPECT_EQ(replace_invalid("a\xE2\x82z"), "a" + fffd + "z");
-  EXPECT_EQ(replace_invalid("\xFF\xFE"), fffd + fffd);
-  EXPECT_EQ(replace_invalid("\xED\xA0\x80"), fffd + fffd + fffd);
-  EXPECT_EQ(replace_invalid("\xF0\x9F\x98"), fffd);
-  EXPECT_EQ(replace_invalid("caf\xC3\xA9"), "caf\xC3\xA9");
+  EXPECT_EQ(replace_invalid_utf8("a\xE2\x82z"), "a" + fffd + "z");
+  EXPECT_EQ(replace_invalid_utf8("\xFF\xFE"), fffd + fffd);
+  EXPECT_EQ(replace_invalid_utf8("\xED\xA0\x80"), fffd + fffd + fffd);
+  EXPECT_EQ(replace_invalid_utf8("\xF0\x9F\x98"), fffd);
+  EXPECT_EQ(replace_invalid_utf8("caf\xC3\xA9"), "caf\xC3\xA9");
 }
 
 TEST(Utf8, UnfinishedIsAPrefixOfSomething) {

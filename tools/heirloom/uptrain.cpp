@@ -128,8 +128,8 @@ SequenceSet validation_data(const RunConfig& run) {
 }
 
 /// The loss of a model on them.
-double validation_loss(const RunConfig& run, const fs::path& directory, const Device& device) {
-  const SequenceSet data = validation_data(run);
+double validation_loss(const RunConfig& run, const SequenceSet& data, const fs::path& directory,
+                       const Device& device) {
   PerplexityOptions options;
   options.context = options.stride = run.train.sequence_length;
   options.tokens_per_pass = run.train.micro_batch_size * run.train.sequence_length;
@@ -151,9 +151,8 @@ std::string reference_key(const char* name, const fs::path& model, const RunConf
 }
 
 /// Losses that the report shows as lines, computed once per run directory.
-std::vector<ReferenceLine> references(const RunConfig& run, const UptrainCommand& o,
-                                      const Device& device) {
-  if (run.data.validation.empty()) return {};
+std::vector<ReferenceLine> references(const RunConfig& run, const SequenceSet& data,
+                                      const UptrainCommand& o, const Device& device) {
   if (run.data.document_mask != DocumentMask::kNone) {
     log(LogLevel::kWarning,
         "no reference losses: they would not see the document mask that this run evaluates with");
@@ -166,7 +165,7 @@ std::vector<ReferenceLine> references(const RunConfig& run, const UptrainCommand
   const auto add = [&](const char* name, const fs::path& model) {
     const std::string key = reference_key(name, model, run);
     if (!known.contains(key) || !known[key].is_number()) {
-      known[key] = validation_loss(run, model, device);
+      known[key] = validation_loss(run, data, model, device);
       write_file_atomically(file, dump_json(known, 2) + "\n");
     }
     lines.push_back({name, known[key].is_number() ? known[key].get<double>() : std::nan("")});
@@ -367,9 +366,11 @@ int run_uptrain(UptrainCommand o) {
     // What the run will read is looked at before anything is written.
     TokenDataset({u.config.data.train.begin(), u.config.data.train.end()},
                  u.config.train.sequence_length, u.config.model.vocab_size);
-    if (!u.config.data.validation.empty()) validation_data(u.config);
+    const bool evaluates = !u.config.data.validation.empty();
+    const SequenceSet data = evaluates ? validation_data(u.config) : SequenceSet();
     if (!newest_checkpoint(run)) convert_model(u.from, u.plan, u.options, u.initial);
-    return lines = references(u.config, o, device);
+    if (evaluates) lines = references(u.config, data, o, device);
+    return lines;
   };
   const ExitCode code = run_training(o.training, u.config, device, prepare);
   if (code != kDone) return code;

@@ -95,6 +95,10 @@ class WeightSource {
 /// tables, attention masks, a tied head) are passed over.
 std::unique_ptr<WeightSource> open_weights(const fs::path& directory, const ModelConfig& config);
 
+/// What safetensors calls a config's dtype ("bfloat16": "BF16"), and back.
+const char* stored_dtype(std::string_view config);
+const char* config_dtype(std::string_view stored);
+
 /// Bytes of elements that lie in a file as `dtype` (a WeightSource's), as float64 values.
 void to_doubles(std::string_view dtype, std::span<const std::byte> elements, double* out);
 /// Float64 values rounded to nearest as `dtype` stores them.

@@ -105,34 +105,23 @@ Json write_gpt2(const ModelConfig& c) {
   return json;
 }
 
-struct Module {
-  const char* ours;
-  const char* theirs;
-  int part;  ///< of q, k, v; 0 where the tensor is whole
-  bool transposed;
-};
-constexpr Module kOuter[] = {{"model.embed_tokens", "transformer.wte", 0, false},
-                             {"model.embed_positions", "transformer.wpe", 0, false},
-                             {"model.norm", "transformer.ln_f", 0, false},
-                             {"lm_head", "lm_head", 0, false}};
-constexpr Module kInner[] = {
-    {"input_layernorm", "ln_1", 0, false},        {"post_attention_layernorm", "ln_2", 0, false},
-    {"self_attn.q_proj", "attn.c_attn", 0, true}, {"self_attn.k_proj", "attn.c_attn", 1, true},
-    {"self_attn.v_proj", "attn.c_attn", 2, true}, {"self_attn.o_proj", "attn.c_proj", 0, true},
-    {"mlp.up_proj", "mlp.c_fc", 0, true},         {"mlp.down_proj", "mlp.c_proj", 0, true}};
+constexpr ModuleName kOuter[] = {{"model.embed_tokens", "transformer.wte"},
+                                 {"model.embed_positions", "transformer.wpe"},
+                                 {"model.norm", "transformer.ln_f"},
+                                 {"lm_head", "lm_head"}};
+constexpr ModuleName kInner[] = {{"input_layernorm", "ln_1"},
+                                 {"post_attention_layernorm", "ln_2"},
+                                 {"self_attn.q_proj", "attn.c_attn", 0, true},
+                                 {"self_attn.k_proj", "attn.c_attn", 1, true},
+                                 {"self_attn.v_proj", "attn.c_attn", 2, true},
+                                 {"self_attn.o_proj", "attn.c_proj", -1, true},
+                                 {"mlp.up_proj", "mlp.c_fc", -1, true},
+                                 {"mlp.down_proj", "mlp.c_proj", -1, true}};
 
 TensorPlace place_gpt2(const ModelConfig& config, const TensorShape& ours) {
-  const TensorName name = split_tensor_name(ours.name);
-  const bool outer = name.layer.empty();
-  for (const Module& module : outer ? std::span<const Module>(kOuter) : kInner) {
-    if (name.module != module.ours) continue;
-    const std::string at = outer ? "" : "transformer.h." + name.layer + ".";
-    return {.tensor = at + module.theirs + "." + name.kind,
-            .row = {},
-            .begin = module.part * config.hidden_size,
-            .transposed = module.transposed && name.kind == "weight"};
-  }
-  throw_error<InternalError>("[weights] expected a tensor of a gpt2 model; got {}", ours.name);
+  auto [place, part] = place_by_module(ours, kOuter, kInner, "transformer.h.");
+  if (part > 0) place.begin = part * config.hidden_size;
+  return place;
 }
 
 }  // namespace

@@ -74,37 +74,26 @@ Json write_gpt_neox(const ModelConfig& c) {
   return json;
 }
 
-struct Module {
-  const char* ours;
-  const char* theirs;
-  int part;  ///< of a head's q, k, v; -1 where the tensor is whole
-};
-constexpr Module kOuter[] = {{"model.embed_tokens", "gpt_neox.embed_in", -1},
-                             {"model.norm", "gpt_neox.final_layer_norm", -1},
-                             {"lm_head", "embed_out", -1}};
-constexpr Module kInner[] = {{"input_layernorm", "input_layernorm", -1},
-                             {"post_attention_layernorm", "post_attention_layernorm", -1},
-                             {"self_attn.q_proj", "attention.query_key_value", 0},
-                             {"self_attn.k_proj", "attention.query_key_value", 1},
-                             {"self_attn.v_proj", "attention.query_key_value", 2},
-                             {"self_attn.o_proj", "attention.dense", -1},
-                             {"mlp.up_proj", "mlp.dense_h_to_4h", -1},
-                             {"mlp.down_proj", "mlp.dense_4h_to_h", -1}};
+constexpr ModuleName kOuter[] = {{"model.embed_tokens", "gpt_neox.embed_in"},
+                                 {"model.norm", "gpt_neox.final_layer_norm"},
+                                 {"lm_head", "embed_out"}};
+constexpr ModuleName kInner[] = {{"input_layernorm", "input_layernorm"},
+                                 {"post_attention_layernorm", "post_attention_layernorm"},
+                                 {"self_attn.q_proj", "attention.query_key_value", 0},
+                                 {"self_attn.k_proj", "attention.query_key_value", 1},
+                                 {"self_attn.v_proj", "attention.query_key_value", 2},
+                                 {"self_attn.o_proj", "attention.dense"},
+                                 {"mlp.up_proj", "mlp.dense_h_to_4h"},
+                                 {"mlp.down_proj", "mlp.dense_4h_to_h"}};
 
 TensorPlace place_gpt_neox(const ModelConfig& config, const TensorShape& ours) {
-  const TensorName name = split_tensor_name(ours.name);
-  const bool outer = name.layer.empty();
-  for (const Module& module : outer ? std::span<const Module>(kOuter) : kInner) {
-    if (name.module != module.ours) continue;
-    const std::string at = outer ? "" : "gpt_neox.layers." + name.layer + ".";
-    TensorPlace place{at + module.theirs + "." + name.kind, {}, 0, false};
-    if (module.part >= 0) {
-      const int64_t h = config.head_dim, part = module.part;
-      place.row = [h, part](int64_t row) { return (3 * (row / h) + part) * h + row % h; };
-    }
-    return place;
+  NamedPlace named = place_by_module(ours, kOuter, kInner, "gpt_neox.layers.");
+  if (named.part >= 0) {
+    named.place.row = [h = config.head_dim, part = named.part](int64_t row) {
+      return (3 * (row / h) + part) * h + row % h;
+    };
   }
-  throw_error<InternalError>("[weights] expected a tensor of a gpt_neox model; got {}", ours.name);
+  return named.place;
 }
 
 }  // namespace

@@ -316,4 +316,20 @@ TensorName split_tensor_name(const std::string& name) {
   return parts;
 }
 
+NamedPlace place_by_module(const TensorShape& ours, std::span<const ModuleName> outer,
+                           std::span<const ModuleName> inner, const char* blocks) {
+  const TensorName name = split_tensor_name(ours.name);
+  const std::string at = name.layer.empty() ? "" : blocks + name.layer + ".";
+  for (const ModuleName& module : name.layer.empty() ? outer : inner) {
+    if (name.module != module.ours) continue;
+    return {{.tensor = at + module.theirs + "." + name.kind,
+             .row = {},
+             .begin = 0,
+             .transposed = module.transposed && name.kind == "weight"},
+            module.part};
+  }
+  throw_error<InternalError>("[weights] expected a tensor of a model with {}; got {}", blocks,
+                             ours.name);
+}
+
 }  // namespace heirloom

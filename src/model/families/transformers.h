@@ -73,4 +73,22 @@ struct TensorName {
 };
 TensorName split_tensor_name(const std::string& name);
 
+/// A module of ours and the one of a family's files that holds it.
+struct ModuleName {
+  const char* ours;
+  const char* theirs;
+  int part = -1;  ///< of q, k, v where one tensor holds all three; -1: the tensor is whole
+  bool transposed = false;
+};
+
+/// The place of a tensor by its family's modules: `outer` in full, `inner` behind `blocks`, the
+/// number of the block and a dot. Its rows lie in order from the first; where `part` tells otherwise
+/// is the caller's to say. InternalError for a tensor that the family does not have.
+struct NamedPlace {
+  TensorPlace place;
+  int part;
+};
+NamedPlace place_by_module(const TensorShape& ours, std::span<const ModuleName> outer,
+                           std::span<const ModuleName> inner, const char* blocks);
+
 }  // namespace heirloom
