@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Usage: tests/fuzz/run.sh SECONDS [TARGET...]
-# Builds the fuzz targets with clang++ in build/fuzz and runs each for SECONDS from its seeds. What it finds on the way is kept
-# in build/fuzz/corpus/<target>; an input that crashes is left in build/fuzz/crashes, and the script fails.
+# Builds the fuzz targets with clang++ in build/fuzz and runs each for SECONDS from its seeds, as many at once as there are
+# cores. What it finds on the way is kept in build/fuzz/corpus/<target>; an input that crashes is left in build/fuzz/crashes,
+# and the script fails.
 set -euo pipefail
 seconds=${1:?usage: tests/fuzz/run.sh SECONDS [TARGET...]}
 shift
@@ -21,21 +22,34 @@ if [ ${#targets[@]} -eq 0 ]; then
 fi
 cmake --build "$build" --target "${targets[@]/#/heirloom_fuzz_}"
 
-failed=()
 mkdir -p "$build/crashes"
-for target in "${targets[@]}"; do
-  found=$build/corpus/$target
-  mkdir -p "$found"
-  echo "== $target: $seconds s"
-  dictionary=()
+fuzz() {  # fuzz TARGET: in the background; its verdict is in the exit code
+  local target=$1 dictionary=()
   if [ -f "$root/tests/fuzz/$target.dict" ]; then dictionary=(-dict="$root/tests/fuzz/$target.dict"); fi
-  log=$build/$target.log
-  if "$build/heirloom_fuzz_$target" -max_total_time="$seconds" -max_len=65536 -timeout=20 -rss_limit_mb=2048 \
+  mkdir -p "$build/corpus/$target"
+  "$build/heirloom_fuzz_$target" -max_total_time="$seconds" -max_len=65536 -timeout=20 -rss_limit_mb=2048 \
     -print_final_stats=1 "${dictionary[@]}" -artifact_prefix="$build/crashes/$target-" \
-    "$found" "$root/tests/fuzz/corpus/$target" > "$log" 2>&1; then
-    grep '^stat::number_of_executed_units\|^stat::new_units' "$log"
+    "$build/corpus/$target" "$root/tests/fuzz/corpus/$target" > "$build/$target.log" 2>&1
+}
+
+# As many at once as there are cores.
+declare -A running=()
+failed=()
+cores=$(nproc)
+for ((next = 0; next < ${#targets[@]} || ${#running[@]} > 0;)); do
+  if ((next < ${#targets[@]} && ${#running[@]} < cores)); then
+    fuzz "${targets[next]}" &
+    running[$!]=${targets[next++]}
+    continue
+  fi
+  code=0
+  wait -n -p finished "${!running[@]}" || code=$?
+  target=${running[$finished]}
+  unset "running[$finished]"
+  if [ $code -eq 0 ]; then
+    echo "$target, $seconds s: $(sed -n 's/^stat::number_of_executed_units: *//p' "$build/$target.log") inputs"
   else
-    tail -n 60 "$log"
+    tail -n 60 "$build/$target.log"
     failed+=("$target")
   fi
 done
