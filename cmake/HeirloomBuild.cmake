@@ -11,9 +11,9 @@ endif()
 
 find_program(CCACHE ccache)
 if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
-  # Precompiled headers and ccache agree only when time macros are left out of the hash.
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
+  # Precompiled headers and ccache agree only when time macros are left out of the hash. Paths are relative to the checkout, so
+  # that presets that compile a file alike share the result.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} CCACHE_NOHASHDIR=1
       CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${CCACHE})
 endif()
 
@@ -45,9 +45,19 @@ function(heirloom_target_defaults target)
   endif()
 endfunction()
 
-# The precompiled header is built once (by core) and reused by every library, tool and test.
+# Three precompiled headers: the libraries', built by core, the tests', built by core's, and the tool's. A header can be shared
+# because every target is compiled with OpenMP, which all get from core.
 set(HEIRLOOM_PCH <algorithm> <array> <cstdint> <cstring> <filesystem> <fmt/format.h> <functional> <map> <memory>
     <nlohmann/json.hpp> <optional> <span> <string> <unordered_map> <vector>)
+
+# heirloom_precompiled(target owner headers...): the owner's precompiled header, which the owner itself builds.
+function(heirloom_precompiled target owner)
+  if(target STREQUAL owner)
+    target_precompile_headers(${target} PRIVATE ${ARGN})
+  else()
+    target_precompile_headers(${target} REUSE_FROM ${owner})
+  endif()
+endfunction()
 
 function(heirloom_layer name)
   cmake_parse_arguments(arg "" "" "DEPS" ${ARGN})
@@ -57,7 +67,7 @@ function(heirloom_layer name)
     add_library(${target} STATIC ${sources})
     set(scope PUBLIC)
     heirloom_target_defaults(${target})
-    target_precompile_headers(${target} PRIVATE ${HEIRLOOM_PCH})
+    heirloom_precompiled(${target} heirloom_core ${HEIRLOOM_PCH})
   else()
     add_library(${target} INTERFACE)
     target_include_directories(${target} INTERFACE ${PROJECT_SOURCE_DIR}/include)
@@ -103,7 +113,6 @@ function(heirloom_tests name)
   add_executable(${target} ${sources})
   heirloom_target_defaults(${target})
   target_compile_options(${target} PRIVATE -O1)  # what is tested is optimised; the tests themselves compile faster so
-  target_precompile_headers(${target} PRIVATE ${HEIRLOOM_PCH} <gtest/gtest.h>)
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/tests)
   foreach(dep ${arg_DEPS})
     if(TARGET heirloom_${dep})
@@ -113,6 +122,7 @@ function(heirloom_tests name)
     endif()
   endforeach()
   target_link_libraries(${target} PRIVATE GTest::gtest GTest::gtest_main)
+  heirloom_precompiled(${target} heirloom_core_tests ${HEIRLOOM_PCH} <gtest/gtest.h>)
   add_test(NAME ${name} COMMAND ${target} --gtest_brief=1 WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" ENVIRONMENT "HEIRLOOM_BINARY=$<TARGET_FILE_DIR:${target}>/../heirloom")
 endfunction()

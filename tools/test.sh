@@ -25,7 +25,7 @@ case "${1:-}" in
     exit 2
     ;;
 esac
-if $full; then fuzz_seconds=20 kills=50; else fuzz_seconds=5 kills=0; fi
+if $full; then fuzz_seconds=20 kills=50 strict=ON; else fuzz_seconds=5 kills=0 strict=OFF; fi
 export CCACHE_DIR=${CCACHE_DIR:-$root/.cache/ccache}  # nothing is written outside the checkout
 export CTEST_OUTPUT_ON_FAILURE=1
 
@@ -39,18 +39,16 @@ part() {
   printf '== %s: %s (%d s, %d s in all)\n' "$name" "$verdict" $((SECONDS - begin)) $SECONDS
 }
 
-build() {  # build PRESET [cmake option...] -- [target...]
-  local preset=$1 options=()
+build() {  # build PRESET [target...]; ccache shares what presets compile alike
+  local preset=$1
   shift
-  while [ "$1" != -- ]; do options+=("$1") && shift; done
-  shift
-  cmake --preset "$preset" "${options[@]}" > /dev/null && cmake --build --preset "$preset" ${1:+--target "$@"}
+  cmake --preset "$preset" -DHEIRLOOM_WERROR=$strict > /dev/null && cmake --build --preset "$preset" ${1:+--target "$@"}
 }
 
 # The tests that read outside bytes, in five binaries; of the model's, those without arithmetic.
 reader_tests() {
   local name
-  build sanitize -- heirloom_{core,io,tokenizer,data,model}_tests || return 1
+  build sanitize heirloom_{core,io,tokenizer,data,model}_tests || return 1
   for name in core io tokenizer data; do
     "build/sanitize/tests/heirloom_${name}_tests" --gtest_brief=1 || return 1
   done
@@ -58,7 +56,7 @@ reader_tests() {
 }
 
 sanitized_suite() {
-  build sanitize -- && ctest --test-dir build/sanitize --timeout 1200
+  build sanitize && ctest --test-dir build/sanitize --timeout 1200
 }
 
 quickstart_smoke() {
@@ -78,7 +76,7 @@ cuda_tests() {
 
 # Kernels by themselves, and training, samples and the command line on top of them.
 emulated_suite() {
-  build cuda-emulated -- heirloom heirloom_{kernels,cuda_emulator,train,decode,tools}_tests || return 1
+  build cuda-emulated heirloom heirloom_{kernels,cuda_emulator,train,decode,tools}_tests || return 1
   local seed
   for seed in 1 $($full && echo 2 3); do
     HEIRLOOM_EMULATOR_SEED=$seed cuda_tests cuda-emulated kernels cuda_emulator || return 1
@@ -87,21 +85,21 @@ emulated_suite() {
 }
 
 instrumented_suite() {
-  build cuda-instrumented -- heirloom_{kernels,cuda_emulator}_tests heirloom_cuda_model &&
+  build cuda-instrumented heirloom_{kernels,cuda_emulator}_tests heirloom_cuda_model &&
     GTEST_FILTER='-RuntimeTest*' cuda_tests cuda-instrumented cuda_emulator kernels &&
     tools/kernel_table.py --check --skip-compiler
 }
 
 emulated_sanitized() {
-  build cuda-sanitize -- heirloom_{kernels,cuda_emulator}_tests &&
+  build cuda-sanitize heirloom_{kernels,cuda_emulator}_tests &&
     cuda_tests cuda-sanitize cuda_emulator kernels
 }
 
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2> /dev/null || true)
-toolkit_build() { build cuda-release -- heirloom && tools/kernel_table.py --check; }
+toolkit_build() { build cuda-release heirloom && tools/kernel_table.py --check; }
 
 gpu_suite() {
-  build cuda-release -- heirloom heirloom_{kernels,train,decode,tools}_tests || return 1
+  build cuda-release heirloom heirloom_{kernels,train,decode,tools}_tests || return 1
   cuda_tests cuda-release kernels && GTEST_FILTER='*Cuda*' cuda_tests cuda-release train decode tools
 }
 
@@ -109,10 +107,10 @@ part "setup" tools/setup.sh
 part "layers" tools/check_layers.py
 part "format" tools/check_format.sh
 if $full; then
-  part "release build, warnings are errors" build release -DHEIRLOOM_WERROR=ON --
+  part "release build, warnings are errors" build release
   part "suite under sanitizers" sanitized_suite
 else
-  part "release build" build release --
+  part "release build" build release
   part "core and readers under sanitizers" reader_tests
 fi
 part "fuzzing, $fuzz_seconds s each" tests/fuzz/run.sh $fuzz_seconds
