@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "heirloom/evaluate/sequences.h"
 
-#include <optional>
-
 #include "heirloom/core/error.h"
 #include "heirloom/data/text_reader.h"
 #include "heirloom/data/token_shard.h"
 #include "heirloom/io/utf8.h"
-#include "heirloom/tokenizer/tokenizer.h"
 
 namespace heirloom {
 namespace {
@@ -61,13 +58,17 @@ class SequenceReader {
   const Tokenizer& tokenizer() {
     if (tokenizer_) return *tokenizer_;
     const fs::path& path = options_.tokenizer;
-    if (path.empty() || (fs::is_directory(path) && !Tokenizer::is_in(path))) {
+    if (options_.loaded) {
+      tokenizer_ = options_.loaded;
+    } else if (path.empty() || (fs::is_directory(path) && !Tokenizer::is_in(path))) {
       throw_error<IoError>(
-          "[data] expected a tokenizer for the text of {}; got none in {}; give --tokenizer PATH, "
-          "or data with \"tokens\"",
-          set_.name, path.string());
+          "[data] expected a tokenizer for the text of {}; got none{}; give --tokenizer PATH, or "
+          "data "
+          "with \"tokens\"",
+          set_.name, path.empty() ? "" : " in " + path.string());
+    } else {
+      tokenizer_ = Tokenizer::load(path);
     }
-    tokenizer_ = Tokenizer::load(path);
     takes_any_bytes_ = tokenizer_->kind().starts_with("byte-level");
     return *tokenizer_;
   }

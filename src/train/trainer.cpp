@@ -11,6 +11,8 @@
 #include "heirloom/report/metrics_log.h"
 #include "heirloom/report/tensorboard.h"
 #include "heirloom/train/checkpoint_directory.h"
+#include "heirloom/train/validation.h"
+#include "replay.h"
 
 namespace heirloom {
 namespace {
@@ -62,48 +64,6 @@ void check_same_run(Json saved, Json now, const fs::path& checkpoint) {
   }
 }
 
-/// Work that is the same every time but for what lies in the device's memory: run as it is the
-/// first time, captured as a graph the second, and replayed from then on.
-class Replay {
- public:
-  Replay(const Device& device, bool capture) : device_(device), capture_(capture) {}
-  ~Replay() {
-    if (graph_.handle) device_runtime(device_.kind).destroy(graph_);
-  }
-  Replay(const Replay&) = delete;
-
-  template <class Work>
-  void run(Work work) {
-    if (!capture_ || !std::exchange(warm_, true)) return work();
-    DeviceRuntime& runtime = device_runtime(device_.kind);
-    const Stream stream = device_stream(device_);
-    if (graph_.handle == nullptr) {
-      runtime.begin_capture(stream);
-      try {
-        work();
-      } catch (...) {
-        capture_ = false;
-        abandon(runtime, stream);
-        throw;
-      }
-      graph_ = runtime.end_capture(stream);
-    }
-    runtime.launch(graph_, stream);
-  }
-
- private:
-  static void abandon(DeviceRuntime& runtime, Stream stream) {
-    try {
-      runtime.destroy(runtime.end_capture(stream));
-    } catch (const Error&) {  // the first error is the one to report
-    }
-  }
-
-  Device device_;
-  bool capture_, warm_ = false;
-  Graph graph_;
-};
-
 class Run {
  public:
   Run(const RunConfig& config, const StepPlan& plan, const TrainerHooks& hooks,
@@ -122,14 +82,11 @@ class Run {
         transfer_(device_, config.train.batch_size / config.train.micro_batch_size),
         block_(device_, plan.memory.activations),
         train_arena_(device_, plan.train, block_.data()),
-        evaluation_arena_(device_, plan.evaluation, block_.data()),
-        train_replay_(device_, captures()),
-        evaluation_replay_(device_, captures()),
-        update_replay_(device_, captures()) {
+        train_replay_(device_, config),
+        update_replay_(device_, config) {
     model_.ensure_positions(config.train.sequence_length);
     if (!config.data.validation.empty()) {
-      validation_.emplace(paths({config.data.validation}), config.train.sequence_length,
-                          config.model.vocab_size);
+      validation_.emplace(config, model_, plan.evaluation, block_.data());
     }
   }
 
@@ -185,12 +142,6 @@ class Run {
     return device;
   }
 
-  /// Documents change a pass's grid from batch to batch; else every pass of a run has one shape.
-  bool captures() const {
-    return device_.kind == DeviceKind::kCuda && config_.train.capture &&
-           config_.data.document_mask == DocumentMask::kNone;
-  }
-
   CheckpointContents contents() {
     Json trainer = {
         {"step", step_}, {"tokens", step_ * tokens_per_step()}, {"config", config_.resolved}};
@@ -204,23 +155,12 @@ class Run {
   bool due(int64_t every) const { return every > 0 && step_ % every == 0; }
 
   void begin() {
-    if (options_.resume == ResumeMode::kNever && has_checkpoints(run_)) {
-      throw_error<ConfigError>(
-          "[train] expected an output without checkpoints (--resume never); got {}; name another "
-          "output or use --resume auto",
-          run_.string());
-    }
-    const std::optional<fs::path> checkpoint = newest_checkpoint(run_);
+    const std::optional<fs::path> checkpoint = starting_point(config_, options_.resume);
     const fs::path generation =
         (checkpoint ? *checkpoint : fs::path(config_.init_from)) / "generation_config.json";
     if (generation.has_parent_path() && fs::exists(generation)) generation_ = read_file(generation);
-    if (!checkpoint && options_.resume == ResumeMode::kMust) {
-      throw_error<IoError>("[train] expected a complete checkpoint to resume in {}; got none",
-                           run_.string());
-    }
     if (checkpoint) {
       const Json trainer = read_json_file((*checkpoint / "trainer.json").string());
-      check_same_run(trainer.at("config"), config_.resolved, *checkpoint);
       load_checkpoint(*checkpoint, contents());
       step_ = trainer.at("step").get<int64_t>();
       log(LogLevel::kInfo, fmt::format("resuming {} after step {}", run_.string(), step_));
@@ -281,7 +221,7 @@ class Run {
       transfer_.receive(slot);
     }
     update_replay_.run([&] { optimizer_.update(); });
-    const double loss = received_loss() / static_cast<double>(tokens_per_step());
+    const double loss = transfer_.finish_sum() / static_cast<double>(tokens_per_step());
     const double norm = optimizer_.gradient_norm();
     if (!std::isfinite(loss) || !std::isfinite(norm)) {
       throw_error<Error>(
@@ -310,44 +250,13 @@ class Run {
     if (!options_.quiet) progress_->update(report);
   }
 
-  /// Adds the losses of all passes since the last call to `sum`, row by row; waits for the device.
-  double received_loss(double sum = 0) {
-    transfer_.finish([&](std::span<const double> nll) {
-      for (const double x : nll) sum += x;
-    });
-    return sum;
-  }
-
   void evaluate_if_due() {
     if (!validation_ ||
         !(step_ == 0 || step_ == config_.train.steps || due(config_.train.eval_every)))
       return;
-    const TrainConfig& t = config_.train;
-    int64_t sequences = validation_->sequences();
-    if (t.eval_batches > 0) sequences = std::min(sequences, t.eval_batches * t.batch_size);
-    double nll_sum = 0;
-    for (int64_t first = 0; first < sequences; first += t.micro_batch_size) {
-      if (stop_requested()) return;
-      batch_.begin(0);
-      for (int64_t b = 0; b < t.micro_batch_size; ++b) {
-        if (first + b < sequences) {
-          batch_.load(b, *validation_, first + b, config_.data.document_mask,
-                      config_.model.eos_token_ids);
-        } else {
-          batch_.load_padding(b);
-        }
-      }
-      const DeviceBatch batch = transfer_.send(batch_.host(), 0, 0, false, 0);
-      evaluation_replay_.run([&] {
-        evaluation_arena_.begin_step();
-        Context context{evaluation_arena_};
-        context.tf32 = t.tf32;
-        evaluation_pass(context, model_, batch);
-      });
-      transfer_.receive(0);
-      nll_sum = received_loss(nll_sum);
-    }
-    const double loss = nll_sum / static_cast<double>(sequences * t.sequence_length);
+    const std::optional<double> scored = validation_->loss();
+    if (!scored) return;
+    const double loss = *scored;
     metrics_->evaluation(step_, loss);
     events_->evaluation(step_, loss);
     if (!options_.quiet) {
@@ -400,7 +309,6 @@ class Run {
   const TrainerOptions& options_;
   fs::path run_;
   TokenDataset data_;
-  std::optional<TokenDataset> validation_;
   BatchOrder order_;
   Device device_;
   Transformer model_;
@@ -408,8 +316,9 @@ class Run {
   MicroBatch batch_;
   BatchTransfer transfer_;
   DeviceMemory block_;
-  Arena train_arena_, evaluation_arena_;
-  Replay train_replay_, evaluation_replay_, update_replay_;
+  Arena train_arena_;
+  std::optional<Validation> validation_;
+  Replay train_replay_, update_replay_;
   int64_t step_ = 0, first_step_ = 0;
   bool already_evaluated_ = false;
   std::string generation_;  // how the model that the run began with was meant to be sampled
@@ -421,6 +330,25 @@ class Run {
 };
 
 }  // namespace
+
+std::optional<fs::path> starting_point(const RunConfig& config, ResumeMode mode) {
+  const fs::path run = config.output;
+  if (mode == ResumeMode::kNever && has_checkpoints(run)) {
+    throw_error<ConfigError>(
+        "[train] expected an output without checkpoints (--resume never); got {}; name another "
+        "output or use --resume auto",
+        run.string());
+  }
+  const std::optional<fs::path> checkpoint = newest_checkpoint(run);
+  if (checkpoint) {
+    const Json trainer = read_json_file((*checkpoint / "trainer.json").string());
+    check_same_run(trainer.at("config"), config.resolved, *checkpoint);
+  } else if (mode == ResumeMode::kMust) {
+    throw_error<IoError>("[train] expected a complete checkpoint to resume in {}; got none",
+                         run.string());
+  }
+  return checkpoint;
+}
 
 TrainOutcome train(const RunConfig& config, const StepPlan& plan, const TrainerHooks& hooks,
                    const TrainerOptions& options) {

@@ -143,6 +143,8 @@ TEST_F(SequencesTest, FilesThatCannotBeRead) {
   fs::create_directory(options_.tokenizer);
   EXPECT_TRUE(contains(error_of<IoError>("a.txt", "some text"), "--tokenizer"));
   EXPECT_EQ(read("a.jsonl", "{\"tokens\": [1, 2]}").count(), 1) << "tokens need no tokenizer";
+  options_.loaded = Tokenizer::from_json(test::byte_tokenizer_json(), "memory");
+  EXPECT_EQ(read("a.txt", "ab").tokens, (std::vector<int32_t>{256, 'a', 'b'}));
 }
 
 TEST_F(SequencesTest, ByteLevelTokenizersTakeAnyBytes) {

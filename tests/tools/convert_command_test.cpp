@@ -78,6 +78,24 @@ TEST_F(ConvertCommand, SaysWhatItCostsAndSaves) {
   EXPECT_NE(table.out.find("4 -> 1"), std::string::npos) << table.out;
 }
 
+TEST_F(ConvertCommand, WhatCannotBeScoredIsSaidBeforeAnythingIsWritten) {
+  const auto scored = [&](const std::string& data) {
+    return convert({"--out", path("skip"), "--kv-sharing", "skipv1", "--data", path(data)});
+  };
+  test::write_text(folder_ / "lines.jsonl", R"({"tokens": [1, 2, 300]})");
+  expect_error(scored("lines.jsonl"), 3, {path("lines.jsonl"), "300"});
+  expect_error(scored("missing.txt"), 3, {path("missing.txt")});
+  test::write_text(folder_ / "text.txt", "a b c d e f");
+  fs::remove(folder_ / "plain/tokenizer.json");
+  expect_error(scored("text.txt"), 3, {path("text.txt"), "tokenizer"});
+  EXPECT_FALSE(fs::exists(path("skip")));
+  const auto other =
+      convert({"--out", path("skip"), "--kv-sharing", "skipv1", "--data", path("text.txt"),
+               "--tokenizer", path("tokenizer.json"), "--json", "-"});
+  ASSERT_EQ(other.code, 0) << other.err;
+  EXPECT_EQ(Json::parse(other.out)["after"]["tokens"], 11) << "bytes, behind <s>";
+}
+
 TEST_F(ConvertCommand, WhatIsThereIsNotWrittenOver) {
   ASSERT_EQ(convert({"--out", path("skip"), "--kv-sharing", "skipv1"}).code, 0);
   expect_error(convert({"--out", path("skip"), "--kv-sharing", "yoco"}), 2,
@@ -180,6 +198,58 @@ TEST_F(ConvertCommand, UptrainConvertsAndContinues) {
   const auto wrong = run_binary({"train", "--config", path("up.json"), "--quiet"});
   EXPECT_EQ(wrong.code, 2);
   EXPECT_NE(wrong.err.find("heirloom uptrain"), std::string::npos) << wrong.err;
+}
+
+/// The original's line is what the run itself would say of it, documents apart included: uptrained into
+/// the plan that it has, the model starts there, to the bit.
+TEST_F(ConvertCommand, ReferenceLossesAreTheRunsOwn) {
+  Json plain = test::tiny_config_json();
+  plain["kv_sharing"] = {{"scheme", "none"}};
+  plain["eos_token_id"] = 0;
+  test::write_tiny_model(folder_ / "eos", plain, 0.3, folder_ / "tokenizer.json");
+  std::map<std::string, double> original;
+  for (const std::string mask : {"none", "causal"}) {
+    const auto r = run_binary({"uptrain",   "--from",
+                               path("eos"), "--output",
+                               path(mask),  "--quiet",
+                               "--threads", "1",
+                               "--json",    "-",
+                               "--set",     "data.train=" + path("tokens.bin"),
+                               "--set",     "data.validation=" + path("tokens.bin"),
+                               "--set",     "data.document_mask=" + mask,
+                               "--set",     "train.steps=1",
+                               "--set",     "train.batch_size=3",
+                               "--set",     "train.sequence_length=50",
+                               "--set",     "train.eval_batches=0",
+                               "--set",     "optimizer.lr=0.001"});
+    ASSERT_EQ(r.code, 0) << r.err;
+    const Json losses = Json::parse(r.out)["validation_loss"];
+    EXPECT_EQ(losses["original"], losses["converted"]) << mask;
+    original[mask] = losses["original"].get<double>();
+  }
+  EXPECT_GT(std::abs(original["causal"] - original["none"]), 1e-3) << "the mask was not seen";
+}
+
+TEST_F(ConvertCommand, UptrainResumesOnlyWhatItMay) {
+  std::vector<std::string> command = {"uptrain",     "--from",
+                                      path("plain"), "--kv-sharing",
+                                      "skipv1",      "--output",
+                                      path("up"),    "--quiet",
+                                      "--set",       "data.train=" + path("tokens.bin"),
+                                      "--set",       "train.steps=2",
+                                      "--set",       "train.batch_size=2",
+                                      "--set",       "train.sequence_length=16",
+                                      "--set",       "optimizer.lr=0.001",
+                                      "--json",      "-",
+                                      "--resume",    "must"};
+  expect_error(run_binary(command), 3, {"checkpoint to resume", path("up")});
+  EXPECT_FALSE(fs::exists(path("up"))) << "nothing is converted for a run that cannot be";
+  command.back() = "auto";
+  ASSERT_EQ(run_binary(command).code, 0);
+  fs::remove_all(path("up") + "/initial");
+  command.back() = "never";
+  expect_error(run_binary(command), 2, {"--resume never", path("up")});
+  EXPECT_FALSE(fs::exists(path("up") + "/initial"));
 }
 
 /// Of a run of this project's the recipe follows: 1.5 times the last learning rate, a share of the steps.

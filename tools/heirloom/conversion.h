@@ -6,7 +6,7 @@
 
 #include "command.h"
 #include "heirloom/convert/convert.h"
-#include "heirloom/evaluate/perplexity.h"
+#include "heirloom/model/transformer.h"
 
 namespace heirloom::cli {
 

@@ -8,6 +8,8 @@
 
 #include "conversion.h"
 #include "heirloom/core/log.h"
+#include "heirloom/tokenizer/tokenizer.h"
+#include "scoring.h"
 
 namespace heirloom::cli {
 namespace {
@@ -42,27 +44,16 @@ void check_out(const ConvertCommand& o) {
   }
 }
 
-/// What would stop the evaluation after everything has been written.
-void check_scoring(const ConvertCommand& o, const ModelConfig& config) {
-  sequence_format(o.data);
-  const int64_t positions = config.max_position_embeddings;
-  const int64_t context = o.context > 0 ? o.context : positions;
-  if (o.stride > context) {
-    throw_error<ConfigError>("[convert] expected --stride of at most --context ({}); got {}",
-                             context, o.stride);
+/// The text of --data under the tokenizer that the result will have.
+SequenceSet read_data(const ConvertCommand& o, const ImportedModel& from) {
+  SequenceOptions reading;
+  reading.vocab_size = from.config.vocab_size;
+  if (!from.tokenizer_json.empty()) {
+    reading.loaded = Tokenizer::from_json(from.tokenizer_json, "the tokenizer of " + o.from);
+  } else if (!o.tokenizer.empty() || heirloom::is_directory(o.from)) {
+    reading.tokenizer = o.tokenizer.empty() ? o.from : o.tokenizer;
   }
-  if (config.position == PositionKind::kLearned && context > positions) {
-    throw_error<ConfigError>(
-        "[convert] expected --context of at most {} (the model's learned positions); got {}",
-        positions, context);
-  }
-}
-
-PerplexityResult score(Transformer& model, const SequenceSet& data, const ConvertCommand& o) {
-  PerplexityOptions options;
-  options.context = o.context > 0 ? o.context : model.config().max_position_embeddings;
-  options.stride = o.stride > 0 ? o.stride : options.context;
-  return evaluate_perplexity(model, data, options);
+  return read_sequences(o.data, reading);
 }
 
 Json score_json(const PerplexityResult& r) {
@@ -78,7 +69,17 @@ int run_convert(const ConvertCommand& o) {
   check_out(o);
   const ImportedModel from = import_model(o.from, o.tokenizer);
   ConversionPlan plan = plan_conversion(from.config, options);
-  if (!o.data.empty()) check_scoring(o, from.config);
+  // What is to be scored is read, and known to fit, before anything is written.
+  SequenceSet data;
+  PerplexityOptions windows;
+  if (!o.data.empty()) {
+    const int64_t positions = from.config.max_position_embeddings;
+    windows =
+        window_options(from.config, o.context > 0 ? o.context : positions, o.stride, "convert");
+    data = read_data(o, from);
+    check_scoring_memory(from.config, device, Dtype::kFloat32, data, windows);
+    check_scoring_memory(plan.config, device, Dtype::kFloat32, data, windows);
+  }
   convert_model(from, plan, options, o.out);
 
   Json object = {{"from", o.from}, {"out", o.out}};
@@ -86,14 +87,11 @@ int run_convert(const ConvertCommand& o) {
   const bool talk = o.common.json != "-";
   if (talk) print_conversion(from.config, plan);
   if (!o.data.empty()) {
-    SequenceOptions reading;
-    reading.vocab_size = from.config.vocab_size;
-    reading.tokenizer = o.out;
-    const SequenceSet data = read_sequences(o.data, reading);
-    // One model in memory at a time.
-    const PerplexityResult before = score(*load_imported(from, device, Dtype::kFloat32), data, o);
-    const PerplexityResult after =
-        score(*load_imported(import_directory(o.out), device, Dtype::kFloat32), data, o);
+    const auto score = [&](const ImportedModel& model) {  // one in memory at a time
+      return evaluate_perplexity(*load_imported(model, device, Dtype::kFloat32), data, windows);
+    };
+    const PerplexityResult before = score(from);
+    const PerplexityResult after = score(import_directory(o.out));
     object["data"] = o.data;
     object["before"].update(score_json(before));
     object["after"].update(score_json(after));

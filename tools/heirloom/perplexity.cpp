@@ -5,15 +5,12 @@
 #include <cmath>
 #include <cstdio>
 
-#include "command.h"
-#include "heirloom/core/device_runtime.h"
 #include "heirloom/core/error.h"
 #include "heirloom/core/log.h"
-#include "heirloom/evaluate/perplexity.h"
 #include "heirloom/io/file.h"
 #include "heirloom/model/load.h"
 #include "heirloom/report/progress.h"
-#include "heirloom/train/step.h"
+#include "scoring.h"
 
 namespace heirloom::cli {
 namespace {
@@ -83,25 +80,6 @@ class NllDump {
   std::string line_;
 };
 
-void check_memory(const ModelConfig& config, const Device& device, Dtype dtype,
-                  const SequenceSet& data, const PerplexityOptions& options) {
-  int64_t longest = 0;
-  for (int64_t i = 0; i < data.count(); ++i) {
-    longest = std::max(longest, static_cast<int64_t>(data.sequence(i).size()) - 1);
-  }
-  if (options.context > 0) longest = std::min(longest, options.context);
-  const int64_t rows = std::max(longest, std::min(options.tokens_per_pass, data.scorable()));
-  const int64_t needed = perplexity_memory(config, dtype, rows, longest, device);
-  const int64_t available = device_runtime(device.kind).available_bytes(device.index);
-  if (needed > available) {
-    throw_error<OutOfMemoryError>(
-        "[memory] {} needed for the weights in {} and a pass of {} tokens; {} are available; use a "
-        "smaller --context or --batch, or --dtype bfloat16",
-        format_bytes(static_cast<double>(needed)), dtype_name(dtype), rows,
-        format_bytes(static_cast<double>(available)));
-  }
-}
-
 void print_table(const Json& result) {
   const auto row = [&](const char* key, const char* label) {
     const auto value = result.find(key);
@@ -139,22 +117,9 @@ int run_perplexity(const Options& o) {
         "[perplexity] expected --protocol sliding for a token shard; got per-line");
   }
   const ModelConfig config = read_model_config(o.model);
-  PerplexityOptions options;
+  const int64_t context = o.context > 0 ? o.context : per_line ? 0 : config.max_position_embeddings;
+  PerplexityOptions options = window_options(config, context, o.stride, "perplexity");
   options.tokens_per_pass = o.tokens_per_pass;
-  options.context = o.context > 0 ? o.context : per_line ? 0 : config.max_position_embeddings;
-  options.stride = o.stride > 0 ? o.stride : options.context;
-  if (options.stride > options.context) {
-    throw_error<ConfigError>(
-        "[perplexity] expected --stride of at most --context ({}); got {}",
-        options.context > 0 ? fmt::format("{}", options.context) : "none: whole lines",
-        options.stride);
-  }
-  if (config.position == PositionKind::kLearned &&
-      options.context > config.max_position_embeddings) {
-    throw_error<ConfigError>(
-        "[perplexity] expected --context of at most {} (the model's learned positions); got {}",
-        config.max_position_embeddings, options.context);
-  }
   if (options.context > config.max_position_embeddings) {
     log(LogLevel::kWarning, fmt::format("context {} is longer than the model's {} positions",
                                         options.context, config.max_position_embeddings));
@@ -166,7 +131,7 @@ int run_perplexity(const Options& o) {
   reading.add_special = !o.no_special;
   reading.split_lines = per_line;
   const SequenceSet data = read_sequences(o.data, reading);
-  check_memory(config, device, dtype, data, options);
+  check_scoring_memory(config, device, dtype, data, options);
   const std::unique_ptr<Transformer> model = load_model(o.model, device, dtype);
 
   NllDump dump(o.dump);

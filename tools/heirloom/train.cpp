@@ -116,7 +116,7 @@ void dry_run(const TrainingOptions& options, const RunConfig& config, const Devi
 }
 
 ExitCode run_training(const TrainingOptions& options, const RunConfig& config, const Device& device,
-                      const std::function<std::vector<ReferenceLine>()>& prepare) {
+                      const std::function<std::vector<ReferenceLine>(bool fresh)>& prepare) {
   const StepPlan plan = plan_step(config, config.train.micro_batch_size, device);
   check_memory(config, plan, memory_limit(options, device), device);
   install_stop_signals();
@@ -128,7 +128,7 @@ ExitCode run_training(const TrainingOptions& options, const RunConfig& config, c
   trainer.memory_limit = options.memory_limit;
   trainer.quiet = options.common.quiet;
   trainer.roof_flops = peak_flops(device, config.train.dtype);
-  if (prepare) trainer.references = prepare();
+  if (prepare) trainer.references = prepare(!starting_point(config, trainer.resume));
   TrainerHooks hooks;
   if (!config.data.tokenizer.empty()) hooks.sample = sampling_hook(config);
   return train(config, plan, hooks, trainer) == TrainOutcome::kFinished ? kDone : kStoppedBySignal;

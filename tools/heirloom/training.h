@@ -27,8 +27,9 @@ Json training_json(const TrainingOptions& options, std::string& origin);
 void dry_run(const TrainingOptions& options, const RunConfig& config, const Device& device,
              const Json& more = Json::object());
 
-/// Trains, `references` as lines in the report; `prepare` is called once the run is known to fit.
+/// Trains. `prepare` is called once the run is known to fit and to be resumable (or `fresh`); what it
+/// returns are lines in the report.
 ExitCode run_training(const TrainingOptions& options, const RunConfig& config, const Device& device,
-                      const std::function<std::vector<ReferenceLine>()>& prepare = {});
+                      const std::function<std::vector<ReferenceLine>(bool fresh)>& prepare = {});
 
 }  // namespace heirloom::cli

@@ -13,7 +13,7 @@
 #include "heirloom/io/field_reader.h"
 #include "heirloom/report/metrics_log.h"
 #include "heirloom/tokenizer/tokenizer.h"
-#include "heirloom/train/checkpoint_directory.h"
+#include "heirloom/train/validation.h"
 #include "training.h"
 
 namespace heirloom::cli {
@@ -108,35 +108,6 @@ double training_flops(const RunConfig& run) {
          plan_step(run, run.train.micro_batch_size).flops_per_token;
 }
 
-/// The validation batches of a run, as one stream.
-SequenceSet validation_data(const RunConfig& run) {
-  const int64_t length = run.train.sequence_length;
-  const TokenDataset shard({run.data.validation}, length, run.model.vocab_size);
-  int64_t sequences = shard.sequences();
-  if (run.train.eval_batches > 0) {
-    sequences = std::min(sequences, run.train.eval_batches * run.train.batch_size);
-  }
-  SequenceSet data;
-  data.name = run.data.validation;
-  data.tokens.resize(static_cast<size_t>(sequences * length + 1));
-  for (int64_t k = 0; k < sequences; ++k) {  // neighbours share a token
-    shard.fetch(k, std::span(data.tokens)
-                       .subspan(static_cast<size_t>(k * length), static_cast<size_t>(length + 1)));
-  }
-  data.begins = {0, sequences * length + 1};
-  return data;
-}
-
-/// The loss of a model on them.
-double validation_loss(const RunConfig& run, const SequenceSet& data, const fs::path& directory,
-                       const Device& device) {
-  PerplexityOptions options;
-  options.context = options.stride = run.train.sequence_length;
-  options.tokens_per_pass = run.train.micro_batch_size * run.train.sequence_length;
-  const auto model = load_imported(import_model(directory), device, run.train.dtype);
-  return evaluate_perplexity(*model, data, options).nll_mean();
-}
-
 /// What a loss was computed from and on: it is computed anew where this changes.
 std::string reference_key(const char* name, const fs::path& model, const RunConfig& run) {
   std::error_code ignored;
@@ -144,20 +115,16 @@ std::string reference_key(const char* name, const fs::path& model, const RunConf
   for (const char* file : {"model.safetensors", "model.safetensors.index.json"}) {
     if (fs::exists(model / file)) weights = model / file;
   }
-  return fmt::format("{}: {} of {} on {}, {} batches of {} x {}, {}", name, model.string(),
+  return fmt::format("{}: {} of {} on {}, {} batches of {} x {}, {}{}", name, model.string(),
                      fs::last_write_time(weights, ignored).time_since_epoch().count(),
                      run.data.validation, run.train.eval_batches, run.train.batch_size,
-                     run.train.sequence_length, dtype_name(run.train.dtype));
+                     run.train.sequence_length, dtype_name(run.train.dtype),
+                     run.data.document_mask == DocumentMask::kNone ? "" : ", documents apart");
 }
 
 /// Losses that the report shows as lines, computed once per run directory.
-std::vector<ReferenceLine> references(const RunConfig& run, const SequenceSet& data,
-                                      const UptrainCommand& o, const Device& device) {
-  if (run.data.document_mask != DocumentMask::kNone) {
-    log(LogLevel::kWarning,
-        "no reference losses: they would not see the document mask that this run evaluates with");
-    return {};
-  }
+std::vector<ReferenceLine> references(const RunConfig& run, const UptrainCommand& o,
+                                      const Device& device) {
   const fs::path file = fs::path(run.output) / "references.json";
   Json known = fs::exists(file) ? read_json_file(file.string()) : Json::object();
   if (!known.is_object()) known = Json::object();
@@ -165,7 +132,10 @@ std::vector<ReferenceLine> references(const RunConfig& run, const SequenceSet& d
   const auto add = [&](const char* name, const fs::path& model) {
     const std::string key = reference_key(name, model, run);
     if (!known.contains(key) || !known[key].is_number()) {
-      known[key] = validation_loss(run, data, model, device);
+      const auto loaded = load_imported(import_model(model), device, run.train.dtype);
+      const std::optional<double> loss = validation_loss(run, *loaded);
+      if (!loss) return;  // stopped; the run says so
+      known[key] = *loss;
       write_file_atomically(file, dump_json(known, 2) + "\n");
     }
     lines.push_back({name, known[key].is_number() ? known[key].get<double>() : std::nan("")});
@@ -362,14 +332,16 @@ int run_uptrain(UptrainCommand o) {
 
   const fs::path run = u.config.output;
   std::vector<ReferenceLine> lines;
-  const auto prepare = [&] {
+  const bool evaluates = !u.config.data.validation.empty();
+  const auto prepare = [&](bool fresh) {
     // What the run will read is looked at before anything is written.
-    TokenDataset({u.config.data.train.begin(), u.config.data.train.end()},
-                 u.config.train.sequence_length, u.config.model.vocab_size);
-    const bool evaluates = !u.config.data.validation.empty();
-    const SequenceSet data = evaluates ? validation_data(u.config) : SequenceSet();
-    if (!newest_checkpoint(run)) convert_model(u.from, u.plan, u.options, u.initial);
-    if (evaluates) lines = references(u.config, data, o, device);
+    const auto look = [&](std::vector<fs::path> shards) {
+      TokenDataset(shards, u.config.train.sequence_length, u.config.model.vocab_size);
+    };
+    look({u.config.data.train.begin(), u.config.data.train.end()});
+    if (evaluates) look({u.config.data.validation});
+    if (fresh) convert_model(u.from, u.plan, u.options, u.initial);
+    if (evaluates) lines = references(u.config, o, device);
     return lines;
   };
   const ExitCode code = run_training(o.training, u.config, device, prepare);
@@ -377,7 +349,7 @@ int run_uptrain(UptrainCommand o) {
 
   Json losses = Json::object();
   for (const ReferenceLine& line : lines) losses[line.name] = line.value;
-  if (!u.config.data.validation.empty()) {
+  if (evaluates) {
     losses["converted"] = loss_at(run, 0);
     losses["uptrained"] = loss_at(run, u.config.train.steps);
   }

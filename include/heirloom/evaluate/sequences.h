@@ -5,11 +5,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "heirloom/io/file.h"
+#include "heirloom/tokenizer/tokenizer.h"
 
 namespace heirloom {
 
@@ -47,10 +49,11 @@ struct SequenceSet {
 };
 
 struct SequenceOptions {
-  int64_t vocab_size = 0;    ///< the model's
-  fs::path tokenizer;        ///< a file, or a directory that holds one; read when text is found
-  bool add_special = true;   ///< what the tokenizer's post-processor adds
-  bool split_lines = false;  ///< text only: each line that is not blank is a sequence
+  int64_t vocab_size = 0;  ///< the model's
+  fs::path tokenizer;      ///< a file, or a directory that holds one; read when text is found
+  std::optional<Tokenizer> loaded;  ///< in its place
+  bool add_special = true;          ///< what the tokenizer's post-processor adds
+  bool split_lines = false;         ///< text only: each line that is not blank is a sequence
 };
 
 /// Text is one sequence, a shard is one, each line of JSONL is one: its "tokens", else its "text".

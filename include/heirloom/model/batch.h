@@ -62,6 +62,13 @@ class BatchTransfer {
     for (const std::vector<double>& nll : losses_) visit(std::span<const double>(nll));
     losses_.clear();
   }
+  /// The same, adding each loss to `sum`, row by row.
+  double finish_sum(double sum = 0) {
+    finish([&sum](std::span<const double> nll) {
+      for (const double x : nll) sum += x;
+    });
+    return sum;
+  }
 
  private:
   void reserve(int64_t rows, int64_t sequences);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "heirloom/report/html_report.h"
@@ -16,6 +17,11 @@ enum class ResumeMode : uint8_t {
   kNever,  ///< start anew; an error where checkpoints exist
   kMust,   ///< an error where there is nothing to continue
 };
+
+/// The checkpoint that a run continues from: the newest complete one in its output, or nothing.
+/// ConfigError where kNever finds any, or the config would compute something else than what the
+/// checkpoint was saved with; IoError where kMust finds none.
+std::optional<fs::path> starting_point(const RunConfig& config, ResumeMode mode);
 
 struct TrainerHooks {
   /// Text that the model continues, for the log and the report; empty function: none.
