@@ -35,17 +35,18 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
 endif()
 set(HEIRLOOM_CODEGEN -fno-math-errno -fno-trapping-math)
 
-# What is not itself tested under sanitizers, tests and the command line's declarations, goes without the checks of every
-# pointer, which take more than half of the time of compiling it (a null pointer is caught without them).
-set(HEIRLOOM_LIGHT -O1)
+# Tests, the command line's declarations and emulated kernels, whose accesses the emulator watches, go without the checks of
+# every pointer, which take more than half of the time of compiling them (a null pointer is caught without).
+set(HEIRLOOM_NO_POINTER_CHECKS "")
 if(HEIRLOOM_SANITIZE MATCHES "undefined")
-  list(APPEND HEIRLOOM_LIGHT -fno-sanitize=null,alignment,object-size,vptr)
+  set(HEIRLOOM_NO_POINTER_CHECKS -fno-sanitize=null,alignment,object-size,vptr)
 endif()
+set(HEIRLOOM_LIGHT -O1 ${HEIRLOOM_NO_POINTER_CHECKS})
 
 function(heirloom_target_defaults target)
   target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR}/include)
   target_compile_options(${target} PRIVATE ${HEIRLOOM_WARNINGS} ${HEIRLOOM_CODEGEN})
-  if(HEIRLOOM_WERROR)
+  if(HEIRLOOM_WERROR AND NOT HEIRLOOM_SANITIZE)  # GCC warns falsely of code that sanitizers have rewritten
     target_compile_options(${target} PRIVATE -Werror)
   endif()
   if(HEIRLOOM_SANITIZE)
@@ -109,9 +110,10 @@ function(heirloom_embed_configs target folder)
   target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR}/include)
 endfunction()
 
-# One test binary per folder below tests/: heirloom_tests(core DEPS core) builds tests/core/*_test.cpp.
+# One test binary per folder below tests/: heirloom_tests(core DEPS core) builds tests/core/*_test.cpp. FLAGS are compiled with
+# in place of the other tests', and cannot share their precompiled header.
 function(heirloom_tests name)
-  cmake_parse_arguments(arg "" "" "DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(arg "" "" "DEPS;LABELS;FLAGS" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*_test.cpp)
   if(NOT HEIRLOOM_EMULATOR_INSTRUMENTED)
     list(FILTER sources EXCLUDE REGEX "/instrument_test\\.cpp$")
@@ -122,7 +124,13 @@ function(heirloom_tests name)
   set(target heirloom_${name}_tests)
   add_executable(${target} ${sources})
   heirloom_target_defaults(${target})
-  target_compile_options(${target} PRIVATE ${HEIRLOOM_LIGHT})  # what is tested is optimised; tests compile faster so
+  set(header_owner heirloom_core_tests)
+  if(arg_FLAGS)
+    set(header_owner ${target})
+    target_compile_options(${target} PRIVATE ${arg_FLAGS})
+  else()
+    target_compile_options(${target} PRIVATE ${HEIRLOOM_LIGHT})  # what is tested is optimised; tests compile faster so
+  endif()
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/tests)
   foreach(dep ${arg_DEPS})
     if(TARGET heirloom_${dep})
@@ -132,7 +140,7 @@ function(heirloom_tests name)
     endif()
   endforeach()
   target_link_libraries(${target} PRIVATE GTest::gtest GTest::gtest_main)
-  heirloom_precompiled(${target} heirloom_core_tests ${HEIRLOOM_PCH} <gtest/gtest.h>)
+  heirloom_precompiled(${target} ${header_owner} ${HEIRLOOM_PCH} <gtest/gtest.h>)
   add_test(NAME ${name} COMMAND ${target} --gtest_brief=1 WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" ENVIRONMENT "HEIRLOOM_BINARY=$<TARGET_FILE_DIR:${target}>/../heirloom")
 endfunction()

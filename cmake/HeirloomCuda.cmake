@@ -30,7 +30,7 @@ if(cuda_mode STREQUAL "EMULATED")
   # The emulator's headers stand in front of any toolkit's. Kernels keep their 16-byte loads whole (-fno-tree-sra).
   set(emulator ${PROJECT_SOURCE_DIR}/tests/cuda_emulator)
   file(GLOB emulator_sources CONFIGURE_DEPENDS ${emulator}/src/*.cpp)
-  set(kernel_flags -O2 -g1 -fno-tree-sra)
+  set(kernel_flags -O2 -g1 -fno-tree-sra ${HEIRLOOM_NO_POINTER_CHECKS})
   if(HEIRLOOM_EMULATOR_INSTRUMENTED)
     # The compiler calls hooks on every access; ours, not the sanitizer's.
     list(APPEND kernel_flags -g -fsanitize=thread --param=tsan-instrument-func-entry-exit=0)

@@ -406,11 +406,11 @@ __global__ void __launch_bounds__(plan::backward_key_tiles(kD, kE).threads(),
     // What a round needs is asked for in one place: with two stages one round ahead, so that the
     // first round only loads.
     int head = group * p.per_group, tile0 = state.from - kQueries;
-    const auto advance = [&state](int& h, int& t) {
-      t += kQueries;
-      if (t >= state.end) {
-        t = state.from;
-        ++h;
+    const auto advance = [&state](int& of_head, int& tile) {
+      tile += kQueries;
+      if (tile >= state.end) {
+        tile = state.from;
+        ++of_head;
       }
     };
 #pragma unroll 1

@@ -3,12 +3,12 @@
 
 #include <fmt/format.h>
 
-#include <Eigen/SVD>
 #include <algorithm>
 #include <numeric>
 
 #include "heirloom/core/error.h"
 #include "heirloom/io/json.h"
+#include "svd.h"
 
 namespace heirloom {
 namespace {
@@ -131,29 +131,27 @@ std::string describe_svd(const LayerRoutes& r) {
 /// nearest to W_O b.
 std::string svd(const LayerRoutes& r, const LayerStatistics&, LayerWeights& w) {
   const int64_t d = r.head_dim, n = own_count(r) * d;
-  const Eigen::MatrixXd product = w.out * w.value;
-  const Eigen::BDCSVD<Eigen::MatrixXd> s(product, Eigen::ComputeThinU | Eigen::ComputeThinV);
-  const int64_t rank = std::min<int64_t>(n, s.singularValues().size());
-  const Vector root = s.singularValues().head(rank).cwiseSqrt();
+  const SingularValues s = thin_svd(w.out * w.value);
+  const int64_t rank = std::min<int64_t>(n, s.values.size());
+  const Vector root = s.values.head(rank).cwiseSqrt();
   const double tiny = root.size() > 0 ? 1e-12 * root(0) : 0.0;
   const Vector inverse = root.unaryExpr([tiny](double x) { return x > tiny ? 1 / x : 0.0; });
-  const Matrix left = s.matrixU().leftCols(rank) * root.asDiagonal();
+  const Matrix left = s.u.leftCols(rank) * root.asDiagonal();
   if (w.value_bias.size() > 0) {
     const Vector image = w.out * w.value_bias;
     w.value_bias = Vector::Zero(n);
-    w.value_bias.head(rank) =
-        inverse.asDiagonal() * (s.matrixU().leftCols(rank).transpose() * image);
+    w.value_bias.head(rank) = inverse.asDiagonal() * (s.u.leftCols(rank).transpose() * image);
   }
   w.value = Matrix::Zero(n, w.value.cols());
-  w.value.topRows(rank) = root.asDiagonal() * s.matrixV().leftCols(rank).transpose();
+  w.value.topRows(rank) = root.asDiagonal() * s.v.leftCols(rank).transpose();
   w.out = Matrix::Zero(w.out.rows(), w.out.cols());
   for (int64_t j = 0; j < own_count(r); ++j) {
     const int64_t columns = std::clamp<int64_t>(rank - j * d, 0, d);
     out_block(w.out, r, r.own_values[static_cast<size_t>(j)]).leftCols(columns) =
         left.middleCols(j * d, columns);
   }
-  const double all = s.singularValues().squaredNorm();
-  const double kept = s.singularValues().head(rank).squaredNorm();
+  const double all = s.values.squaredNorm();
+  const double kept = s.values.head(rank).squaredNorm();
   return fmt::format("{}, {:.3g} % of its square", describe_svd(r),
                      100 * (all > 0 ? kept / all : 1));
 }

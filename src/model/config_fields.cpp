@@ -133,9 +133,7 @@ void read_rope_scaling(const Json& object, const std::string& path, RopeForm for
     scaling.mscale_all_dim = fields.number("mscale_all_dim", 0.0, kFromZero);
     scaling.original_max_position_embeddings =
         fields.integer("original_max_position_embeddings", 0, 1, kMaxCount);
-    if (!fields.boolean("truncate", true)) {
-      problems.add(fields.path_of("truncate"), "expected true, the only form supported; got false");
-    }
+    scaling.truncate = fields.boolean("truncate", true);
     if (scaling.beta_fast < scaling.beta_slow) {
       problems.add(fields.path_of("beta_fast"), "expected at least beta_slow ({}); got {}",
                    scaling.beta_slow, scaling.beta_fast);
@@ -156,6 +154,7 @@ Json rope_scaling_json(const RopeScaling& scaling) {
     if (scaling.attention_factor > 0) json["attention_factor"] = scaling.attention_factor;
     if (scaling.mscale > 0) json["mscale"] = scaling.mscale;
     if (scaling.mscale_all_dim > 0) json["mscale_all_dim"] = scaling.mscale_all_dim;
+    if (!scaling.truncate) json["truncate"] = false;
   }
   if (scaling.original_max_position_embeddings > 0) {
     json["original_max_position_embeddings"] = scaling.original_max_position_embeddings;

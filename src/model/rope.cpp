@@ -35,8 +35,14 @@ void scale_yarn(const ModelConfig& c, std::vector<double>& frequencies) {
                                                 ? s.original_max_position_embeddings
                                                 : c.max_position_embeddings);
   const auto dim = static_cast<double>(c.rotary_dim());
-  const double low = std::max(std::floor(yarn_dim(s.beta_fast, dim, c.rope_theta, original)), 0.0);
-  double high = std::min(std::ceil(yarn_dim(s.beta_slow, dim, c.rope_theta, original)), dim - 1);
+  double low = yarn_dim(s.beta_fast, dim, c.rope_theta, original);
+  double high = yarn_dim(s.beta_slow, dim, c.rope_theta, original);
+  if (s.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, dim - 1);
   if (low == high) high += 0.001;
   for (size_t i = 0; i < frequencies.size(); ++i) {
     const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);

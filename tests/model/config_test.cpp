@@ -72,7 +72,7 @@ TEST(Config, EveryFieldSurvivesTheRoundTrip) {
           "rope_scaling":{"rope_type":"llama3","factor":8,"original_max_position_embeddings":32},"mlp":"gelu"})",
       R"({"rope_scaling":{"rope_type":"linear","factor":2.5}})",
       R"({"rope_scaling":{"type":"yarn","factor":4,"attention_factor":1.5,"beta_fast":16,"beta_slow":2,
-          "mscale":1,"mscale_all_dim":0.7,"original_max_position_embeddings":8}})",
+          "mscale":1,"mscale_all_dim":0.7,"truncate":false,"original_max_position_embeddings":8}})",
       R"({"attention":{"kind":"mla","kv_lora_rank":16,"qk_rope_head_dim":4,"qk_nope_head_dim":6,
           "v_head_dim":5,"q_lora_rank":12},"kv_sharing":{"scheme":"skipv1","ratio":0.25}})",
       R"({"kv_sharing":{"scheme":"skipv1","ratio":0.5,"source_layer":2,"injection":"pooling"},

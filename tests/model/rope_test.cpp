@@ -89,6 +89,13 @@ TEST(Rope, Yarn) {
   // dim(r) = 8 ln(1000 / (2 pi r)) / (2 ln 10000): 1.60 for r = 4, 2.20 for r = 1, so low 1, high
   // 3; pair 2 is half way.
   expect_near(frequencies(config), {1, 0.1, 0.01 * (0.5 / 4 + 0.5), 0.001 / 4});
+  config.rope_scaling.truncate = false;  // pair 2 is at (2 - dim(4)) / (dim(1) - dim(4))
+  const auto dim = [](double turns) {
+    return 4 * std::log(1000 / (2 * std::numbers::pi * turns)) / std::log(10000);
+  };
+  const double ramp = (2 - dim(4)) / (dim(1) - dim(4));
+  expect_near(frequencies(config), {1, 0.1, 0.01 * (ramp / 4 + 1 - ramp), 0.001 / 4});
+  config.rope_scaling.truncate = true;
   const double factor = 0.1 * std::log(4.0) + 1;
   EXPECT_DOUBLE_EQ(rope_tables(config, 1).cosines[0], factor);
   const RopeTables tables = rope_tables(config, 2);

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -151,7 +152,7 @@ class FencedBuffer {
     std::vector<unsigned char> image(skew + bytes() + 2 * fence_, kFenceByte);
     unsigned char* inner = image.data() + skew + fence_;
     if (values == nullptr) {
-      std::memset(inner, 0xff, bytes());
+      std::fill_n(inner, bytes(), static_cast<unsigned char>(0xff));
     } else if (size > 0) {
       std::memcpy(inner, values, bytes());
     }

@@ -30,6 +30,7 @@ struct RopeScaling {
   double beta_fast = 32, beta_slow = 1,
          attention_factor = 0;            ///< yarn; attention_factor 0: derived from factor
   double mscale = 0, mscale_all_dim = 0;  ///< yarn
+  bool truncate = true;                   ///< yarn: its ramp begins and ends at whole dims
   int64_t original_max_position_embeddings = 0;
 };
 

@@ -288,7 +288,7 @@ Conflict Shadow::touch(const Order& order, unsigned thread, Cell& cell, Touch ki
     cell.write_clock = now.clock;
     cell.write_thread = now.thread;
     cell.write_fences = now.fences;
-    cell.write_pc = pc;
+    cell.write_pc = pc & kPcMask;
     cell.flags = kind == Touch::kAtomic ? kAtomicWrite : 0;
     cell.read_epoch = cell.read_clock = cell.read_lanes = 0;
     return conflict;
@@ -301,16 +301,16 @@ Conflict Shadow::touch(const Order& order, unsigned thread, Cell& cell, Touch ki
   if (!fresh && order.block_of(cell.read_epoch) != order.block()) {
     if (!shared_ && reads_conflict(order, thread, cell)) {
       cell.flags |= kManyBlocks;
-      cell.flags &= ~kManyWarps;
+      cell.drop(kManyWarps);
     } else {
-      cell.flags &= ~(kManyBlocks | kManyWarps);
+      cell.drop(kManyBlocks | kManyWarps);
     }
     cell.read_epoch = 0;
   } else if (fresh) {
-    cell.flags &= ~(kManyBlocks | kManyWarps);
+    cell.drop(kManyBlocks | kManyWarps);
   }
   if (fresh || cell.read_epoch != order.epoch()) {
-    if (cell.read_epoch != order.epoch()) cell.flags &= ~kManyWarps;
+    if (cell.read_epoch != order.epoch()) cell.drop(kManyWarps);
     cell.read_lanes = lane;
   } else if (cell.read_warp != warp) {
     cell.flags |= kManyWarps;
@@ -322,8 +322,8 @@ Conflict Shadow::touch(const Order& order, unsigned thread, Cell& cell, Touch ki
   }
   cell.read_epoch = order.epoch();
   cell.read_clock = clock;
-  cell.read_warp = warp;
-  cell.read_pc = pc;
+  cell.read_warp = warp & 0xffu;
+  cell.read_pc = pc & kPcMask;
   return conflict;
 }
 
@@ -350,7 +350,7 @@ void Shadow::complete_async_write(const Order& order, unsigned thread, uintptr_t
   const Stamp now = order.now(thread);
   for_cells(address, bytes, [&](Cell& cell, uintptr_t) {
     if (!(cell.flags & kInFlight) || cell.write_thread != thread || cell.write_pc != pc) return;
-    cell.flags &= ~kInFlight;
+    cell.drop(kInFlight);
     cell.write_epoch = now.epoch;
     cell.write_clock = now.clock;
     cell.write_fences = now.fences;

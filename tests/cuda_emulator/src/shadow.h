@@ -121,7 +121,9 @@ struct Cell {
   uint32_t read_warp : 8;
 
   Cell() : write_pc(0), flags(0), read_pc(0), read_warp(0) {}
+  void drop(uint32_t some) { flags &= ~some & 0xffu; }
 };
+constexpr uint32_t kPcMask = 0xffffffu;  ///< of the bits that a cell keeps
 static_assert(sizeof(Cell) == 32);
 
 struct Conflict {
