@@ -56,7 +56,7 @@ reader_tests() {
 }
 
 sanitized_suite() {
-  build sanitize && ctest --test-dir build/sanitize --timeout 1200
+  build sanitize && ctest --test-dir build/sanitize --timeout 1200 -j 2
 }
 
 quickstart_smoke() {
