@@ -62,9 +62,8 @@ class SequenceReader {
       tokenizer_ = options_.loaded;
     } else if (path.empty() || (fs::is_directory(path) && !Tokenizer::is_in(path))) {
       throw_error<IoError>(
-          "[data] expected a tokenizer for the text of {}; got none{}; give --tokenizer PATH, or "
-          "data "
-          "with \"tokens\"",
+          "[data] expected a tokenizer for the text of {}; got none{}; give --tokenizer PATH, "
+          "or data with \"tokens\"",
           set_.name, path.empty() ? "" : " in " + path.string());
     } else {
       tokenizer_ = Tokenizer::load(path);

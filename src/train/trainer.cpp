@@ -160,8 +160,7 @@ class Run {
         (checkpoint ? *checkpoint : fs::path(config_.init_from)) / "generation_config.json";
     if (generation.has_parent_path() && fs::exists(generation)) generation_ = read_file(generation);
     if (checkpoint) {
-      const Json trainer = read_json_file((*checkpoint / "trainer.json").string());
-      load_checkpoint(*checkpoint, contents());
+      const Json trainer = load_checkpoint(*checkpoint, contents());
       step_ = trainer.at("step").get<int64_t>();
       log(LogLevel::kInfo, fmt::format("resuming {} after step {}", run_.string(), step_));
       for (const Json& line : read_metrics(run_ / "metrics.jsonl")) {

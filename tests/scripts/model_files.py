@@ -67,16 +67,21 @@ def llama_shapes(kind):
     return shapes
 
 
+def add_block(shapes, base, linears, norms):
+    """Weights and biases of a block: linears as (name, shape of the weight, outputs)."""
+    for name, shape, outputs in linears:
+        shapes[f"{base}{name}.weight"], shapes[f"{base}{name}.bias"] = shape, [outputs]
+    for name in norms:
+        shapes[f"{base}{name}.weight"] = shapes[f"{base}{name}.bias"] = [WIDTH]
+
+
 def gpt2_shapes():
     shapes = {"transformer.wte.weight": [VOCABULARY, WIDTH], "transformer.wpe.weight": [POSITIONS, WIDTH],
               "transformer.ln_f.weight": [WIDTH], "transformer.ln_f.bias": [WIDTH]}
     for i in range(LAYERS):
-        base = f"transformer.h.{i}."
-        for name, columns, rows in (("attn.c_attn", WIDTH, 3 * WIDTH), ("attn.c_proj", WIDTH, WIDTH),
-                                    ("mlp.c_fc", WIDTH, 4 * WIDTH), ("mlp.c_proj", 4 * WIDTH, WIDTH)):
-            shapes[f"{base}{name}.weight"], shapes[f"{base}{name}.bias"] = [columns, rows], [rows]
-        for name in ("ln_1", "ln_2"):
-            shapes[f"{base}{name}.weight"] = shapes[f"{base}{name}.bias"] = [WIDTH]
+        linears = (("attn.c_attn", [WIDTH, 3 * WIDTH], 3 * WIDTH), ("attn.c_proj", [WIDTH, WIDTH], WIDTH),
+                   ("mlp.c_fc", [WIDTH, 4 * WIDTH], 4 * WIDTH), ("mlp.c_proj", [4 * WIDTH, WIDTH], WIDTH))
+        add_block(shapes, f"transformer.h.{i}.", linears, ("ln_1", "ln_2"))
     return shapes
 
 
@@ -84,12 +89,9 @@ def gpt_neox_shapes():
     shapes = {"gpt_neox.embed_in.weight": [VOCABULARY, WIDTH], "embed_out.weight": [VOCABULARY, WIDTH],
               "gpt_neox.final_layer_norm.weight": [WIDTH], "gpt_neox.final_layer_norm.bias": [WIDTH]}
     for i in range(LAYERS):
-        base = f"gpt_neox.layers.{i}."
-        for name, rows, columns in (("attention.query_key_value", 3 * WIDTH, WIDTH), ("attention.dense", WIDTH, WIDTH),
-                                    ("mlp.dense_h_to_4h", 4 * WIDTH, WIDTH), ("mlp.dense_4h_to_h", WIDTH, 4 * WIDTH)):
-            shapes[f"{base}{name}.weight"], shapes[f"{base}{name}.bias"] = [rows, columns], [rows]
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{base}{name}.weight"] = shapes[f"{base}{name}.bias"] = [WIDTH]
+        linears = (("attention.query_key_value", [3 * WIDTH, WIDTH], 3 * WIDTH), ("attention.dense", [WIDTH, WIDTH], WIDTH),
+                   ("mlp.dense_h_to_4h", [4 * WIDTH, WIDTH], 4 * WIDTH), ("mlp.dense_4h_to_h", [WIDTH, 4 * WIDTH], WIDTH))
+        add_block(shapes, f"gpt_neox.layers.{i}.", linears, ("input_layernorm", "post_attention_layernorm"))
     return shapes
 
 

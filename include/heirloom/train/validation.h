@@ -4,6 +4,7 @@
 // scores its own, so that the figures can stand in one report.
 #pragma once
 
+#include <memory>
 #include <optional>
 
 #include "heirloom/train/step.h"

@@ -28,12 +28,6 @@ uintptr_t program_base() {
   return base;
 }
 
-// What stands before "tests/cuda_emulator/src/..." in paths of this tree.
-std::string tree_root() {
-  const std::string self = __FILE__, tail = "tests/cuda_emulator/src/source_lines.cpp";
-  return self.size() >= tail.size() ? self.substr(0, self.size() - tail.size()) : "";
-}
-
 bool is_plumbing(const std::string& line) {
   for (const char* part : {"kernels/cuda/common/", "cuda_emulator/include/", "cuda_emulator/src/",
                            "include/heirloom/core/", "/include/c++/"}) {
@@ -50,9 +44,7 @@ std::string tidy(std::string line) {
     if (before == std::string::npos) break;
     line.erase(before, at + 3 - before);
   }
-  const std::string root = tree_root();
-  if (!root.empty() && line.starts_with(root)) return line.substr(root.size());
-  for (const char* part : {"kernels/cuda/", "tests/cuda_emulator/"}) {
+  for (const char* part : {"kernels/cuda/", "tests/cuda_emulator/", "include/heirloom/"}) {
     if (const size_t at = line.rfind(part); at != std::string::npos) return line.substr(at);
   }
   return line;
